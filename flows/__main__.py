@@ -1,0 +1,245 @@
+"""The command line: `flywheel COMMAND`, each command's options read from its flow's signature.
+
+A flow's parameter is an option; a spec's field is `--spec.field`. Values are read as JSON where they are JSON, as
+text where not, and judged by pydantic, as in Prefect's form. Results go to standard output (`--json`: one object),
+everything else to standard error; a mistake is one line and exit code 2.
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_origin
+
+COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what it does)
+    "run": (
+        "flows.flywheel:flywheel",
+        "turn the wheel once: ingest, curate, distill, quantize, evaluate, release, redeploy",
+    ),
+    "ingest": ("flows.ingest:ingest", "read traffic and feedback: flywheel ingest jsonl PATH..."),
+    "curate": ("flows.curate:curate", "freeze a workload's traffic as a dataset"),
+    "distill": ("flows.distill:distill", "train a student on a dataset"),
+    "quantize": ("flows.quantize:quantize", "quantize a student into candidates"),
+    "evaluate": ("flows.evaluate:evaluate", "score teacher, champion and candidates on the holdout"),
+    "release": ("flows.release:release", "gate the candidates and promote one, or --rollback"),
+    "redeploy": ("flows.redeploy:redeploy", "make the gateway serve the champion"),
+    "up": ("flows.up:up", "start Prefect, MLflow, the gateway and the schedule; Ctrl-C stops them"),
+    "demo": ("flows.demo:demo", "a day at the simulated shop, and one turn of the wheel"),
+}
+SINGLE = {"ingest", "curate", "distill", "quantize", "evaluate", "release", "redeploy"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
+    top = argparse.ArgumentParser(
+        prog="flywheel", description="Turn an LLM feature's traffic into a smaller model that is provably no worse."
+    )
+    menu = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, summary) in COMMANDS.items():
+        menu.add_parser(name, help=summary, add_help=False)
+    command = top.parse_known_args(given)[0].command
+    quiet_environment()
+    try:
+        function = resolve(COMMANDS[command][0])
+        parser, options = parser_of(command, function)
+        return execute(function, options, parser.parse_args(given[given.index(command) + 1 :]))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def execute(function: Callable[..., Any], options: dict[str, Any], given: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
+    from infra.settings import SetupError
+
+    plain = getattr(function, "fn", function)
+    # A single stage needs no orchestrator, and none is started for it; one that runs already is told.
+    called = plain if function.__name__ in SINGLE and "PREFECT_API_URL" not in os.environ else function
+    try:
+        result = called(**validated(plain, nested(options, given)))
+    except ValidationError as problem:
+        return complain(*(mistake(e) for e in problem.errors()))
+    except SetupError as problem:
+        return complain(str(problem))
+    except OSError as problem:
+        if problem.errno != 28:
+            raise
+        return complain(
+            f"disk full: {problem.filename or 'write failed'}; free some space or set FLYWHEEL_HOME to another disk"
+        )
+    if given.json:
+        print(json.dumps(result, default=str))
+    elif result is not None:
+        render = getattr(importlib.import_module(plain.__module__), "render", None)
+        print(render(result) if render else json.dumps(result, indent=2, default=str))
+    return 0
+
+
+def complain(*lines: str) -> int:
+    for line in lines:
+        print(f"flywheel: {' '.join(line.split())}", file=sys.stderr)
+    return 2
+
+
+def mistake(error: Any) -> str:
+    """One of pydantic's findings in one line: where, what was given, what is allowed."""
+    where = ".".join(str(part) for part in error["loc"])
+    given = "" if error["type"] == "missing" else f" {error['input']!r}"[:120]
+    return f"--{where}{given}: {error['msg']}" if where else f"{error['msg']}{given}"
+
+
+def resolve(place: str) -> Callable[..., Any]:
+    module, name = place.split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def parser_of(command: str, function: Callable[..., Any]) -> tuple[argparse.ArgumentParser, dict[str, Any]]:
+    """A parser whose options are the signature's parameters and, one level down, their specs' fields."""
+    plain = getattr(function, "fn", function)
+    parser = argparse.ArgumentParser(
+        prog=f"flywheel {command}",
+        description=inspect.getdoc(plain),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    options: dict[str, Any] = {}
+    for name, parameter in inspect.signature(plain).parameters.items():
+        kind = parameter.annotation
+        if parameter.default is inspect.Parameter.empty and choice_of(kind):
+            parser.add_argument(name, metavar=name.upper(), help=f"kind of {name}: {choice_of(kind)}")
+            parser.add_argument(f"{name}_values", metavar="VALUE", nargs="*", help="its paths or addresses")
+        spec = spec_of(kind)
+        for field in fields(spec) if spec else ():
+            flag = f"{name}.{field.name}"
+            options[flag] = field.type
+            parser.add_argument(
+                f"--{flag}",
+                metavar=metavar(field.type),
+                help=describe(field.type, field.default),
+                default=argparse.SUPPRESS,
+            )
+        if not spec:
+            options[name] = kind
+            if kind is bool:
+                parser.add_argument(
+                    f"--{name.replace('_', '-')}", dest=name, action="store_true", default=argparse.SUPPRESS
+                )
+            else:
+                required = parameter.default is inspect.Parameter.empty
+                parser.add_argument(
+                    f"--{name.replace('_', '-')}", dest=name, metavar=metavar(kind), required=required,
+                    help=describe(kind, parameter.default), default=argparse.SUPPRESS,
+                )  # fmt: skip
+    return parser, options
+
+
+def nested(options: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, as keyword arguments for the flow."""
+    arguments: dict[str, Any] = {}
+    for flag in options:
+        if not hasattr(given, flag):
+            continue
+        value = read(getattr(given, flag))
+        first, _, field = flag.partition(".")
+        if field:
+            arguments.setdefault(first, {})[field] = value
+        else:
+            arguments[first] = value
+    for name, value in vars(given).items():
+        if name.endswith("_values"):
+            choice = name.removesuffix("_values")
+            arguments[choice] = {**arguments.get(choice, {}), "name": getattr(given, choice), "paths": value}
+    return arguments
+
+
+def validated(plain: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments as the types of the signature.
+
+    Raises:
+        ValidationError: With the option's path in `loc`.
+    """
+    from pydantic import create_model
+
+    parameters = inspect.signature(plain).parameters
+    model = create_model(  # type: ignore[call-overload]
+        "options",
+        **{
+            n: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default) for n, p in parameters.items()
+        },
+    )
+    checked = model.model_validate(arguments)
+    return {name: getattr(checked, name) for name in parameters}
+
+
+def read(text: Any) -> Any:
+    """JSON where it is JSON; names and numbers that must stay text are told apart by pydantic, which accepts both."""
+    if not isinstance(text, str) or (text[:1] not in '[{"' and text not in ("true", "false", "null")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def spec_of(kind: Any) -> type[Any] | None:
+    """The dataclass behind an annotation, `Annotated` and `| None` taken off; nothing for unions of several."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        return kind
+    found = [s for part in get_args(kind) if (s := spec_of(part))] if get_origin(kind) is not tuple else []
+    return found[0] if len(found) == 1 else None
+
+
+def choice_of(kind: Any) -> str:
+    """The `name` of a spec from a menu, such as a source; empty for anything else."""
+    spec = spec_of(kind)
+    names = [f for f in fields(spec) if f.name == "name"] if spec else []
+    return str(names[0].default) if names else ""
+
+
+def metavar(kind: Any) -> str:
+    choices = get_args(kind)
+    if choices and all(isinstance(c, str | int) for c in choices):
+        return "{" + ",".join(map(str, choices)) + "}"
+    return getattr(kind if not choices else choices[0], "__name__", "JSON").upper()
+
+
+def describe(kind: Any, default: Any) -> str:
+    notes = [m.description for m in getattr(kind, "__metadata__", ()) if getattr(m, "description", None)]
+    shown = "" if default in (inspect.Parameter.empty, "", None) or is_dataclass(default) else f"(default {default})"
+    return " ".join([*notes, shown if len(shown) < 60 else ""]).replace("%", "%%").strip()
+
+
+def quiet_environment() -> None:
+    """Everything under one home, no call-outs, no banners; what the person has set stays as it is."""
+    from infra.servers import running
+    from infra.settings import settings
+
+    home = settings().home
+    for name, value in {
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect" / "results"),
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    if "prefect" in (up := running()):
+        os.environ.setdefault("PREFECT_API_URL", f"{up['prefect']}/api")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""A day at the simulated shop, and one turn of the wheel on what it left behind."""
+
+import asyncio
+import sys
+import time
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from flows.stage import Bar
+
+
+def demo(
+    conversations: Annotated[int, Field(ge=400, le=20000, description="Customers in the day")] = 1600,
+) -> dict[str, Any]:
+    """Simulated customers talk to the teacher (or, from the second day on, to the champion); then the wheel turns."""
+    from infra.seedling.simulate import WORKLOAD
+    from infra.settings import settings
+
+    started = time.monotonic()
+    day = next(n for n in range(1, 10**6) if not (settings().home / "demo" / f"day-{n}").exists())
+    say(
+        f"Day {day}. {conversations} customers of a small shop write to its assistant. Everything lives in {settings().home}"
+    )
+    counts = asyncio.run(open_shop(day, conversations))
+    marker = settings().home / "demo" / f"day-{day}"
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    voiced = ", ".join(f"{counts.get(kind, 0)} {kind}s" for kind in ("thumb", "correction"))
+    right = counts["right"] / counts["requests"]
+    say(f"{counts['requests']} requests answered and recorded, {right:.1%} of them right; feedback: {voiced}.")
+
+    from flows.flywheel import flywheel
+
+    result = flywheel(WORKLOAD)
+    return {**result, "day": day, "traffic": counts, "seconds": round(time.monotonic() - started)}
+
+
+async def open_shop(day: int, conversations: int) -> dict[str, int]:
+    """The gateway in this process, with the teacher behind it and the champion, if there is one, before it."""
+    import httpx
+    from infra.gateway import create_app
+
+    from infra.engines import load
+    from infra.seedling.simulate import WORKLOAD
+    from infra.seedling.simulate import day as simulate
+    from tasks.teachers import LocalTeacher, teacher_for
+
+    teacher = teacher_for(WORKLOAD)
+    engine = load(teacher.artifact()) if isinstance(teacher, LocalTeacher) else None
+    app = create_app(teacher=engine or (teacher.url if teacher else None))
+    with Bar() as bar:
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=120) as client:
+                counts = await simulate(client, day, conversations, bar)
+    if engine:
+        engine.close()
+    return counts
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def render(result: dict[str, Any]) -> str:
+    from flows.flywheel import render as turn
+
+    return f"{turn(result)}\n\n{NEXT}\n\n{result['seconds']} s in all."
+
+
+NEXT = """Next:
+  make demo                                                  another day, gated against the champion that now serves
+  .venv/bin/flywheel up                                      Prefect, MLflow and the gateway, with their pages
+  .venv/bin/flywheel release --rollback --workload shop.assistant   back to what served before"""

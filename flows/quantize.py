@@ -1,0 +1,17 @@
+"""Student → quantized candidates."""
+
+from typing import Any
+
+from prefect import flow
+
+import tasks.quantize
+from flows.stage import stage
+from tasks.quantize import CANDIDATES, CandidateSpec
+
+quantize_stage = stage(tasks.quantize.quantize)
+
+
+@flow(name="quantize", flow_run_name="quantize-{student_id}")
+def quantize(student_id: str, candidates: tuple[CandidateSpec, ...] = CANDIDATES) -> list[dict[str, Any]]:
+    """Quantize a student in several ways and export each as it would be served."""
+    return [quantize_stage(student_id, candidate) for candidate in candidates]

@@ -1,0 +1,16 @@
+"""Registry alias → running server."""
+
+from typing import Any
+
+import tasks.redeploy
+from prefect import flow
+
+from flows.stage import stage
+
+redeploy_stage = stage(tasks.redeploy.redeploy, retries=2)
+
+
+@flow(name="redeploy", flow_run_name="redeploy-{workload}")
+def redeploy(workload: str) -> dict[str, Any]:
+    """Load the champion as it will be served, and wait until the running gateway, if there is one, serves it."""
+    return redeploy_stage(workload)

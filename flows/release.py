@@ -1,0 +1,45 @@
+"""Scorecards → verdict → registry: promote, reject, or roll back."""
+
+from typing import Any
+
+import tasks.release
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from tasks.release import GateSpec
+
+from flows.stage import in_flow_run, stage
+
+release_stage = stage(tasks.release.release, retries=2)
+rollback_stage = stage(tasks.release.rollback, retries=2)
+
+
+def decide(dataset_id: str, gate: GateSpec) -> dict[str, Any]:
+    """Gate what was scored on a dataset, act on it, and leave scorecard and verdict on the run's page."""
+    result = release_stage(dataset_id, gate)
+    if in_flow_run():
+        about = f"of {result['workload']}"
+        create_table_artifact(tasks.release.scorecard_table(result), key="scorecard", description=f"Scorecards {about}")
+        create_markdown_artifact(tasks.release.verdict_markdown(result), key="verdict", description=f"Verdict {about}")
+    return result
+
+
+@flow(name="release", flow_run_name="release-{workload}")
+def release(workload: str, rollback: bool = False, gate: GateSpec = GateSpec()) -> dict[str, Any]:  # noqa: B008 (frozen)
+    """Gate the candidates of a workload's newest dataset and promote the winner; or give `previous` back its place.
+
+    Args:
+        workload: The feature whose champion may change.
+        rollback: Make the previous champion serve again instead.
+        gate: What a candidate has to show.
+    """
+    if rollback:
+        return rollback_stage(workload)
+    return decide(tasks.release.newest_dataset(workload), gate)
+
+
+def render(result: dict[str, Any]) -> str:
+    from flows.flywheel import render as turn
+
+    if "outcome" in result:
+        return turn(result)
+    return f"{result['workload']}: version {result['champion']} serves again, {result['previous']} is now `previous`"

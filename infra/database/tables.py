@@ -1,0 +1,198 @@
+"""Rows: what happened.
+
+Every produced row keeps the spec that made it, its parents' ids, the Prefect flow-run id and the MLflow run id: the
+lineage from a registered version back to each interaction and feedback that shaped it.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware time in UTC on every database; SQLite alone would forget the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+Serial = Annotated[int, mapped_column(primary_key=True)]
+Digest = Annotated[str, mapped_column(String(64), primary_key=True)]
+Created = Annotated[datetime, mapped_column(UTCDateTime, default=now)]
+Payload = Annotated[dict[str, Any], mapped_column(JSON)]
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Produced:
+    """What every row that a stage made carries: the spec and the runs that made it."""
+
+    spec: Mapped[Payload]
+    flow_run_id: Mapped[str | None]
+    mlflow_run_id: Mapped[str | None]
+    created: Mapped[Created]
+
+
+class Interaction(Base):
+    """One request and its response, as logged. Unique by (source, external_id)."""
+
+    __tablename__ = "interaction"
+    __table_args__ = (UniqueConstraint("source", "external_id"), Index("ix_interaction_workload_at", "workload", "at"))
+
+    id: Mapped[Serial]
+    source: Mapped[str]
+    external_id: Mapped[str] = mapped_column(index=True)
+    workload: Mapped[str]
+    conversation: Mapped[str] = mapped_column(index=True)
+    client: Mapped[str | None]
+    at: Mapped[datetime] = mapped_column(UTCDateTime)
+    model: Mapped[str | None]
+    request: Mapped[Payload]
+    response: Mapped[Payload]
+    prompt_tokens: Mapped[int | None]
+    completion_tokens: Mapped[int | None]
+    latency_ms: Mapped[float | None]
+    created: Mapped[Created]
+
+
+class Feedback(Base):
+    """A thumb, rating, correction or preference about the interaction whose external id is `record_id`.
+
+    It may arrive before its interaction: there is no foreign key, the join is made when it is read.
+    """
+
+    __tablename__ = "feedback"
+    __table_args__ = (UniqueConstraint("source", "external_id"),)
+
+    id: Mapped[Serial]
+    source: Mapped[str]
+    external_id: Mapped[str]
+    record_id: Mapped[str] = mapped_column(index=True)
+    at: Mapped[datetime] = mapped_column(UTCDateTime)
+    kind: Mapped[str]
+    value: Mapped[Any] = mapped_column(JSON)
+    created: Mapped[Created]
+
+
+class Quarantine(Base):
+    """A record that could not be understood: where it was, its raw bytes, and why. Unique by (source, digest)."""
+
+    __tablename__ = "quarantine"
+    __table_args__ = (UniqueConstraint("source", "digest"),)
+
+    id: Mapped[Serial]
+    source: Mapped[str]
+    position: Mapped[str]
+    digest: Mapped[str] = mapped_column(String(64))
+    raw: Mapped[bytes] = mapped_column(LargeBinary)
+    reason: Mapped[str]
+    created: Mapped[Created]
+
+
+class Cursor(Base):
+    """How far a source has been read. Moves only in the transaction that stores what was read."""
+
+    __tablename__ = "cursor"
+
+    source: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[Payload]
+    moved: Mapped[Created]
+
+
+class Dataset(Produced, Base):
+    """A frozen train/validation/holdout split. Its id is the hash of its rows and spec; `path` holds the Parquet."""
+
+    __tablename__ = "dataset"
+
+    id: Mapped[Digest]
+    workload: Mapped[str] = mapped_column(index=True)
+    path: Mapped[str]
+    report: Mapped[Payload]
+
+
+class DatasetItem(Base):
+    """Which interaction went into which split of which dataset."""
+
+    __tablename__ = "dataset_item"
+
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset.id"), primary_key=True)
+    interaction_id: Mapped[int] = mapped_column(ForeignKey("interaction.id"), primary_key=True, index=True)
+    split: Mapped[str]
+
+
+class Student(Produced, Base):
+    """A student fine-tuned on a dataset, as a folder of safetensors. Its id is the hash of its parents and spec."""
+
+    __tablename__ = "student"
+
+    id: Mapped[Digest]
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset.id"), index=True)
+    path: Mapped[str]
+    report: Mapped[Payload]
+
+
+class Candidate(Produced, Base):
+    """A quantized export of a student. Its id hashes parents and spec, `artifact_hash` its files."""
+
+    __tablename__ = "candidate"
+
+    id: Mapped[Digest]
+    student_id: Mapped[str] = mapped_column(ForeignKey("student.id"), index=True)
+    name: Mapped[str]
+    format: Mapped[str]
+    path: Mapped[str]
+    artifact_hash: Mapped[str] = mapped_column(String(64))
+    size: Mapped[int]
+
+
+class Scorecard(Produced, Base):
+    """Metrics of one model (a candidate, the champion or the teacher) on one dataset's holdout.
+
+    `subject` is `candidate:<id>`, `champion:<version>` or `teacher`. `path` holds each item's answer and scores.
+    """
+
+    __tablename__ = "scorecard"
+
+    id: Mapped[Digest]
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset.id"), index=True)
+    subject: Mapped[str]
+    artifact_hash: Mapped[str | None] = mapped_column(String(64))
+    path: Mapped[str]
+    metrics: Mapped[Payload]
+
+
+class Verdict(Produced, Base):
+    """What the gate said about one candidate: promote, reject or inconclusive, with its reasons."""
+
+    __tablename__ = "verdict"
+
+    id: Mapped[Digest]
+    workload: Mapped[str] = mapped_column(index=True)
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset.id"))
+    candidate_id: Mapped[str] = mapped_column(ForeignKey("candidate.id"), index=True)
+    reference: Mapped[str]
+    outcome: Mapped[str]
+    reasons: Mapped[Payload]
+    model_version: Mapped[str | None]

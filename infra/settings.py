@@ -1,0 +1,73 @@
+"""Everything read from the environment, once.
+
+Each setting is `FLYWHEEL_` and its name in capitals. Without any, all lives in one folder and no server is needed.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SEEDLING = Path(__file__).parent / "seedling" / "models"
+
+
+class SetupError(Exception):
+    """Something a person must change: one line that names the value, the limit and the way out."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="FLYWHEEL_", extra="ignore")
+
+    home: Path = Field(Path(".flywheel"), description="The one folder that everything lives under")
+    database: str = Field("", description="SQLAlchemy URL; SQLite or PostgreSQL. Default: a file in the home")
+    mlflow: str = Field("", description="MLflow tracking URI. Default: SQLite and a folder in the home")
+    student: str = Field("seedling", description="Base of the student: a Hugging Face id or path, or `seedling`")
+    teacher: str = Field(
+        "seedling", description="http(s)://.../v1, a Hugging Face id or path, `seedling`, or empty for none"
+    )
+    teacher_model: str = Field(
+        "", description="The model name a teacher endpoint is asked for. Default: what the request names"
+    )
+    teacher_key: SecretStr = Field(SecretStr(""), description="Bearer token of the teacher endpoint")
+    host: str = Field("127.0.0.1", description="What the servers bind to")
+    gateway_port: int = Field(8080, ge=1, le=65535, description="The gateway's port")
+    prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and UI")
+    mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of MLflow's server and UI")
+    threads: int = Field(0, ge=0, description="Threads for training and serving; 0 takes the idle cores")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.home / 'flywheel.db'}"
+
+    @property
+    def mlflow_uri(self) -> str:
+        return self.mlflow or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def student_base(self) -> str:
+        return str(SEEDLING / "student") if self.student == "seedling" else self.student
+
+    @property
+    def teacher_base(self) -> str:
+        return str(SEEDLING / "teacher") if self.teacher == "seedling" else self.teacher
+
+    @property
+    def cores(self) -> int:
+        """Threads to use: what was asked for, else the cores that are idle now (at least one)."""
+        if self.threads:
+            return self.threads
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(cores, round(cores - os.getloadavg()[0] + 0.5)))
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process. Tests clear the cache after they change the environment."""
+    return Settings()

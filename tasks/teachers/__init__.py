@@ -1,0 +1,21 @@
+"""The menu of teachers: one line a way to ask."""
+
+from infra.settings import settings
+from tasks.teachers.endpoint import EndpointTeacher
+from tasks.teachers.local import LocalTeacher, manifest_of
+
+Teacher = EndpointTeacher | LocalTeacher
+
+
+def teacher_for(workload: str) -> Teacher | None:
+    """The teacher that FLYWHEEL_TEACHER names, if it can teach this workload.
+
+    An endpoint or a general model teaches any; a local model with a manifest (the seedling is one) knows its own
+    workload alone. Without a teacher, students imitate the logged answers.
+    """
+    name = settings().teacher_base
+    if name.startswith(("http://", "https://")):
+        return EndpointTeacher(name, settings().teacher_model, settings().teacher_key.get_secret_value())
+    if not name or manifest_of(name).get("workload", workload) != workload:
+        return None
+    return LocalTeacher(name)

@@ -1,0 +1,128 @@
+"""A teacher whose weights are at hand: it answers, and it gives its logits."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.settings import SetupError, settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Progress = Callable[[int, int, str], None]
+
+
+def load_model(path: str) -> "PreTrainedModel":
+    """A causal LM in float32 from a Hugging Face id or path.
+
+    Raises:
+        SetupError: There is no causal language model there.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    except Exception as problem:  # transformers raises a dozen kinds for "this is no model"
+        first = str(problem).strip().splitlines()[0][:200] if str(problem).strip() else type(problem).__name__
+        raise SetupError(
+            f"model {path!r} is not a Hugging Face causal LM ({first}); "
+            "give a folder with config.json and safetensors, a hub id, or `seedling`"
+        ) from problem
+    return model
+
+
+def model_fingerprint(path: str) -> str:
+    """Digest of a model's configuration and weights; a hub id stands for itself."""
+    digest = hashlib.sha256(path.encode() if not Path(path).is_dir() else b"")
+    for file in sorted(Path(path).glob("*")) if Path(path).is_dir() else []:
+        if file.suffix in (".json", ".safetensors", ".jinja"):
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+def manifest_of(path: str) -> dict[str, Any]:
+    """The `flywheel.json` beside a model, or nothing."""
+    file = Path(path) / "flywheel.json"
+    manifest: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return manifest
+
+
+@dataclass(frozen=True)
+class LocalTeacher:
+    """A Hugging Face causal LM on this machine."""
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+    def artifact(self) -> Path:
+        """A folder that an engine loads: the model as float16 GGUF where its architecture allows, else as it is."""
+        folder = settings().home / "teachers" / model_fingerprint(self.path)[:16]
+        if folder.exists():
+            return folder
+        from infra.engines.chat import load_tokenizer
+
+        from quant import QuantError, export
+
+        model = load_model(self.path)
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        load_tokenizer(Path(self.path)).save_pretrained(partial)
+        (partial / "flywheel.json").write_text(json.dumps({**manifest_of(self.path), "format": "gguf"}, indent=2))
+        try:
+            export(model, partial / "model.gguf", "gguf", partial)
+        except QuantError:
+            model.save_pretrained(partial)
+        partial.rename(folder)
+        return folder
+
+    def answer(self, requests: Sequence[dict[str, Any]], progress: Progress | None = None) -> list[dict[str, Any]]:
+        """One assistant message a request, in order, greedily."""
+        from infra.engines import load
+
+        engine = load(self.artifact())
+        try:
+            return [reply.message for reply in engine.chat(list(requests), progress)]
+        finally:
+            engine.close()
+
+    def top_k(self, sequences: Sequence[tuple[list[int], int]], k: int) -> Iterator[tuple["Tensor", "Tensor"]]:
+        """The teacher's k most likely next tokens at each answer position.
+
+        Args:
+            sequences: (ids of prompt and answer, length of the prompt) in the teacher's own tokens.
+            k: How many to keep.
+
+        Yields:
+            For each sequence log-probabilities float16 [answer length, k] and token ids int32 [answer length, k].
+        """
+        import torch
+
+        model = load_model(self.path).eval()
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        with torch.inference_mode():
+            for start in range(0, len(order), 16):
+                group = order[start : start + 16]
+                width = max(len(sequences[i][0]) for i in group)
+                # Right padding needs no mask under causal attention: no answer position can see it.
+                ids = torch.tensor([sequences[i][0] + [0] * (width - len(sequences[i][0])) for i in group])
+                hidden = model(input_ids=ids).logits
+                for row, i in enumerate(group):
+                    whole, prompt = sequences[i]
+                    logp = hidden[row, prompt - 1 : len(whole) - 1].float().log_softmax(-1)
+                    values, tokens = logp.topk(min(k, logp.shape[-1]), dim=-1)
+                    found[i] = values.half(), tokens.int()
+        for i in range(len(sequences)):
+            yield found[i]

@@ -1,0 +1,72 @@
+"""The command line: what a person sees after a typo, and that it answers at once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def flywheel(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *arguments],
+        capture_output=True, text=True, cwd=ROOT, timeout=300, env={**os.environ, "FLYWHEEL_HOME": str(home), **environment},
+    )  # fmt: skip
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line on standard error, after checking that it is one, with exit code 2 and nothing on standard output."""
+    lines = done.stderr.strip().splitlines()
+    assert (done.returncode, len(lines), done.stdout) == (2, 1, ""), done.stderr
+    return lines[0]
+
+
+def test_help_lists_every_command(tmp_path: Path) -> None:
+    done = flywheel("--help", home=tmp_path)
+    assert done.returncode == 0
+    for command in ("run", "ingest", "release", "up", "demo"):
+        assert f"    {command} " in done.stdout
+
+
+def test_help_of_run_shows_each_parameter_with_its_default(tmp_path: Path) -> None:
+    shown = flywheel("run", "--help", home=tmp_path).stdout
+    assert "--workload" in shown
+    assert "--gate.margin" in shown
+    assert "--distill.rank" in shown
+    assert "(default 32)" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("run", "--workload", "x", "--candidates", '[{"method": {"name": "gptq", "bits": 5}}]'),
+            "Input should be 2, 3, 4 or 8",
+        ),
+        (("run", "--workload", "x", "--distill.rank", "0"), "--distill.rank '0'"),
+        (("run", "--workload", "x", "--gate.margn", "0.1"), "--gate.margn"),
+        (("curate", "--workload", "nobody.knows"), "nobody.knows"),
+        (("ingest", "jsonl", "/does/not/exist.jsonl"), "/does/not/exist.jsonl"),
+        (("ingest", "csv", "x.csv"), "csv"),
+        (("release", "--rollback", "--workload", "nobody.knows"), "nobody.knows"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    assert said in complaint(flywheel(*arguments, home=tmp_path))
+
+
+def test_json_prints_one_object_and_nothing_else(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    message = {"role": "user", "content": "where is 48213"}
+    answer = {"choices": [{"message": {"role": "assistant", "content": "on its way"}}]}
+    record = {"timestamp": 1756684873, "workload_id": "w", "request": {"messages": [message]}, "response": answer}
+    log.write_text(json.dumps(record) + "\nnot json\n")
+    done = flywheel("ingest", "jsonl", str(log), "--json", home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert (counts["rows"], counts["interactions"], counts["quarantined"]) == (2, 1, 1)
