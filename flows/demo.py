@@ -19,9 +19,8 @@ def demo(
 
     started = time.monotonic()
     day = next(n for n in range(1, 10**6) if not (settings().home / "demo" / f"day-{n}").exists())
-    say(
-        f"Day {day}. {conversations} customers of a small shop write to its assistant. Everything lives in {settings().home}"
-    )
+    say(f"Day {day}. {conversations} customers of a small shop write to its assistant.")
+    say(f"Everything lives in {settings().home}.")
     counts = asyncio.run(open_shop(day, conversations))
     marker = settings().home / "demo" / f"day-{day}"
     marker.parent.mkdir(parents=True, exist_ok=True)
@@ -39,9 +38,9 @@ def demo(
 async def open_shop(day: int, conversations: int) -> dict[str, int]:
     """The gateway in this process, with the teacher behind it and the champion, if there is one, before it."""
     import httpx
-    from infra.gateway import create_app
 
     from infra.engines import load
+    from infra.gateway import create_app
     from infra.seedling.simulate import WORKLOAD
     from infra.seedling.simulate import day as simulate
     from tasks.teachers import LocalTeacher, teacher_for

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import tasks.evaluate
 from prefect import flow
-from tasks.evaluate import EvaluateSpec
 
+import tasks.evaluate
 from flows.stage import stage
+from tasks.evaluate import EvaluateSpec
 
 teacher_stage = stage(tasks.evaluate.evaluate_teacher, retries=2)
 champion_stage = stage(tasks.evaluate.evaluate_champion, retries=2)

@@ -5,9 +5,6 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 from tasks.curate import CurateSpec
-from tasks.evaluate import EvaluateSpec
-from tasks.release import GateSpec
-from tasks.sources import Source
 
 from flows.curate import curate_stage
 from flows.distill import distill_stage
@@ -17,7 +14,10 @@ from flows.quantize import quantize_stage
 from flows.redeploy import redeploy_stage
 from flows.release import decide
 from tasks.distill import DistillSpec
+from tasks.evaluate import EvaluateSpec
 from tasks.quantize import CANDIDATES, CandidateSpec
+from tasks.release import GateSpec
+from tasks.sources import Source
 
 
 @flow(name="flywheel", flow_run_name="flywheel-{workload}", persist_result=True, result_serializer="json")

@@ -6,15 +6,13 @@ from infra.settings import settings
 
 def main() -> None:
     quiet_environment()
-    from infra.gateway import create_app
-    from tasks.redeploy import serve
-
     from infra.engines import load
-    from tasks.teachers import gateway_teacher
+    from infra.gateway import create_app, serve
+    from tasks.teachers import LocalTeacher, teacher_for
 
-    teacher = gateway_teacher()
-    app = create_app(teacher=load(teacher) if not isinstance(teacher, str | None) else teacher)
-    serve(app, settings().host, settings().gateway_port)
+    teacher = teacher_for(None)
+    behind = load(teacher.artifact()) if isinstance(teacher, LocalTeacher) else teacher.url if teacher else None
+    serve(create_app(behind), settings().host, settings().gateway_port)
 
 
 if __name__ == "__main__":

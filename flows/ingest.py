@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any
 
-import tasks.ingest
 from prefect import flow
 from pydantic import Field
-from tasks.sources import Source
 
+import tasks.ingest
 from flows.stage import stage
+from tasks.sources import Source
 
 ingest_stage = stage(tasks.ingest.ingest, retries=2)
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from prefect import flow, get_run_logger
-from tasks.ingest import workloads
 
 from flows.flywheel import flywheel
 from infra.settings import SetupError
+from tasks.ingest import workloads
 
 
 @flow(name="nightly")

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import tasks.redeploy
 from prefect import flow
 
+import tasks.redeploy
 from flows.stage import stage
 
 redeploy_stage = stage(tasks.redeploy.redeploy, retries=2)

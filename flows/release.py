@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import tasks.release
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from tasks.release import GateSpec
 
+import tasks.release
 from flows.stage import in_flow_run, stage
+from tasks.release import GateSpec
 
 release_stage = stage(tasks.release.release, retries=2)
 rollback_stage = stage(tasks.release.rollback, retries=2)

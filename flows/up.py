@@ -24,8 +24,8 @@ def up() -> dict[str, Any] | None:
             ["prefect", "server", "start", "--host", chosen.host],
             {
                 "PREFECT_SERVER_API_PORT": str(chosen.prefect_port), "PREFECT_SERVER_API_HOST": chosen.host,
-                "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false", "PREFECT_UI_API_URL": f"{address['prefect']}/api",
-                "PREFECT_SERVER_UI_V2_ENABLED": "false",
+                "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false", "PREFECT_SERVER_UI_V2_ENABLED": "false",
+                "PREFECT_UI_API_URL": f"{address['prefect']}/api",
             },
         )  # fmt: skip
         if tracking == address["mlflow"]:
@@ -33,7 +33,8 @@ def up() -> dict[str, Any] | None:
                 "mlflow",
                 [
                     "mlflow", "server", "--host", chosen.host, "--port", str(chosen.mlflow_port), "--workers", "1",
-                    "--backend-store-uri", chosen.mlflow_uri, "--default-artifact-root", (chosen.home / "mlflow-artifacts").as_uri(),
+                    "--backend-store-uri", chosen.mlflow_uri,
+                    "--default-artifact-root", (chosen.home / "mlflow-artifacts").as_uri(),
                 ],
                 {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )  # fmt: skip

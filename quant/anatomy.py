@@ -86,4 +86,5 @@ def check(model: nn.Module, group_size: int | None, embedding_bits: int) -> None
     if not table.isfinite().all():
         raise QuantError("token embedding holds NaN or Inf; repair or retrain the model")
     if embedding_bits == 8 and table.shape[1] % 32:
-        raise QuantError(f"token embedding: groups of 32 do not divide its width {table.shape[1]}; use embedding_bits=16")
+        limit = f"groups of 32 do not divide its width {table.shape[1]}"
+        raise QuantError(f"token embedding: {limit}; use embedding_bits=16")

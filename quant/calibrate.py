@@ -41,14 +41,16 @@ class _Run:
     kwargs: list[dict[str, Any]]
 
 
-def require(batches: Sequence[Batch], method: str, least: int = 1) -> None:
-    """Raise QuantError unless there are at least `least` batches with the keys and shapes of `Batch`."""
-    if len(batches) < least:
-        raise QuantError(f"{method} needs at least {least} calibration batches, got {len(batches)}; pass more, or use rtn")
+def require(batches: Sequence[Batch], method: str) -> None:
+    """Raise QuantError unless there are batches, with the keys and shapes of `Batch`."""
+    if not batches:
+        raise QuantError(f"{method} needs calibration batches, got 0; pass some, or use rtn")
     for i, batch in enumerate(batches):
         ids, mask = batch.get("input_ids"), batch.get("attention_mask")
         if ids is None or mask is None or ids.shape != mask.shape:
             raise QuantError(f"calibration batch {i} needs input_ids and attention_mask of one shape [b, t]")
+        if "loss_mask" in batch and batch["loss_mask"].shape != ids.shape:
+            raise QuantError(f"calibration batch {i} needs a loss_mask of input_ids' shape {list(ids.shape)}, or none")
     if not any(bool(batch["attention_mask"].any()) for batch in batches):
         raise QuantError("calibration batches hold only padding; pass text with attention_mask 1")
 

@@ -103,7 +103,7 @@ class Grid:
 
         `scale` and `zero` are [N, G] with G dividing K, so a single column [N, 1] takes its group's [N, 1].
         """
-        return self._position(weight, scale, zero).round().clamp(self.low, self.high).to(torch.int8)
+        return self.position(weight, scale, zero).round().clamp(self.low, self.high).to(torch.int8)
 
     def dequantize(self, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
         """What the integers stand for: int8 [N, K] -> float32 [N, K], in one multiplication (and one addition)."""
@@ -133,7 +133,7 @@ class Grid:
         flat = groups.flatten(1)
         return self.dequantize(self.quantize(flat, scale, zero), scale, zero).unflatten(1, groups.shape[1:])
 
-    def _position(self, weight: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    def position(self, weight: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
         """Where on the grid a weight lies, in steps: the real number that `quantize` rounds."""
         step = _spread(scale, weight.shape[1])
         offset = weight.float() if zero is None else weight.float() - _spread(zero, weight.shape[1])

@@ -1,4 +1,5 @@
-"""QuantLinear: packed integers and fp16 scales where an `nn.Linear` was; QuantEmbedding, the same for a token table.
+"""QuantLinear: packed integers and fp16 scales where an `nn.Linear` was; QuantEmbedding, the same for a token table;
+LatentLinear, a QuantLinear while its integers and scales are being learned.
 
 The forward pass unpacks, dequantizes to float32, rounds once to the input's type and multiplies. That is the reference
 semantics of every weight-only format; speed is the runtimes' business (`exports/`). A fused kernel was left out on
@@ -23,6 +24,8 @@ from torch.nn import functional
 
 from quant.grid import Grid
 from quant.pack import pack_words, unpack_words
+
+LEAN = 0.25
 
 
 class QuantWeight(nn.Module):
@@ -115,3 +118,51 @@ class QuantEmbedding(QuantWeight):
         head = QuantLinear(self.columns, self.rows, self.grid)
         head.packed, head.scale, head.zero = self.packed, self.scale, self.zero
         return head
+
+
+class LatentLinear(nn.Module):
+    """A `QuantLinear` in training: its forward is the quantized one, its parameters are real numbers.
+
+    `position` float32 [N, K] is where each weight lies on the grid, in steps: rounded on the way to the product, with
+    the straight-through gradient back. `stretch` float32 [N, G] is the change of each scale relative to what it was,
+    `shift` float32 [N, G] that of each minimum in steps (asymmetric grids only). Units of a step make one learning
+    rate fit every layer and bit width: half a step is what it takes to change an integer.
+    """
+
+    def __init__(self, layer: QuantLinear, weight: Tensor) -> None:
+        """Start at the integers of `layer`, leaning towards `weight` float [N, K] by `LEAN` of a step at most."""
+        super().__init__()
+        self.layer = layer
+        codes = layer.codes().float()
+        lean = layer.grid.position(weight, layer.scale, layer.zero) - codes
+        self.position = nn.Parameter(codes + lean.clamp(-LEAN, LEAN))
+        self.keep_inside()
+        self.stretch = nn.Parameter(torch.zeros_like(layer.scale, dtype=torch.float32))
+        self.shift = None if layer.zero is None else nn.Parameter(torch.zeros_like(self.stretch))
+
+    def scale(self) -> Tensor:
+        return self.layer.scale.float() * (1 + self.stretch)
+
+    def zero(self) -> Tensor | None:
+        if self.layer.zero is None or self.shift is None:
+            return None
+        return self.layer.zero.float() + self.layer.scale.float() * self.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.layer.grid
+        weight = grid.dequantize(grid.round_through(self.position), self.scale(), self.zero())
+        return functional.linear(x, weight.to(x.dtype), self.layer.bias)
+
+    @torch.no_grad()
+    def keep_inside(self) -> None:
+        """Bring positions back into the grid's range: outside it no gradient ever would."""
+        self.position.clamp_(self.layer.grid.low, self.layer.grid.high)
+
+    @torch.no_grad()
+    def settled(self) -> QuantLinear:
+        """A `QuantLinear` of the integers and fp16 scales that the parameters have come to."""
+        old, zero = self.layer, self.zero()
+        new = QuantLinear(old.in_features, old.out_features, old.grid, old.bias)
+        codes = old.grid.round_through(self.position).to(torch.int8)
+        new.hold(codes, self.scale().half(), None if zero is None else zero.half())
+        return new

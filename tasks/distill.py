@@ -78,10 +78,9 @@ def distill(
         SetupError: The base is no model, or no example fits into `max_length`.
     """
     from infra.database.session import session
+    from infra.database.tables import Student
     from infra.engines.chat import load_tokenizer
     from tasks.curate import load
-
-    from infra.database.tables import Student
 
     dataset = load(dataset_id)
     base = spec.base or settings().student_base

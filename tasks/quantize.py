@@ -53,9 +53,8 @@ def quantize(
     The same student and spec give the same candidate: if it is there already, it is returned.
     """
     from infra.database.session import session
-    from infra.registry import artifact_hash
-
     from infra.database.tables import Candidate, Student
+    from infra.registry import artifact_hash
 
     identity = json.dumps([student_id, asdict(spec)], sort_keys=True)
     candidate_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -91,10 +90,10 @@ def _write_artifact(
     source: Path, dataset_id: str, folder: Path, spec: CandidateSpec, candidate_id: str, progress: Progress | None
 ) -> None:
     import torch
-    from infra.engines.chat import load_tokenizer
-    from tasks.curate import load
 
     import quant
+    from infra.engines.chat import load_tokenizer
+    from tasks.curate import load
     from tasks.distill import batches
     from tasks.teachers.local import load_model
 

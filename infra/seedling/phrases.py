@@ -34,6 +34,7 @@ MONTHS = """
 WEEKDAYS = """
     Monday Tuesday Wednesday Thursday Friday Saturday Sunday
 """.split()
+OCCASIONS = "WINTER SUMMER SPRING HELLO THANKS VIP FRIEND BIRTHDAY".split()
 MAIL_HOSTS = "example.com mail.example.org post.example.net inbox.example.com"
 
 _ALTERNATIVE = re.compile(r"\[([^\[\]]*)\]")
@@ -53,7 +54,7 @@ def code(rng: Random) -> str:
         (
             f"{letters(rng, 3, 6).upper()}{digits(rng, 1, 3)}",
             f"{letters(rng, 2, 4).upper()}-{digits(rng, 2, 4)}",
-            f"{rng.choice(['WINTER', 'SUMMER', 'SPRING', 'HELLO', 'THANKS', 'VIP', 'FRIEND', 'BIRTHDAY'])}{rng.randint(5, 60)}",
+            f"{rng.choice(OCCASIONS)}{rng.randint(5, 60)}",
         )
     )
 

@@ -108,7 +108,8 @@ def random_tool(rng: Random, vocabulary: Vocabulary) -> list[Message]:
     said = [f"{a}{rng.choice((' ', ': ', ' is ', ' = '))}{v}" for a, v in values.items()]
     rng.shuffle(said)
     filler = vocabulary.phrase(rng, 3).lower()
-    user = f"{name.replace('_', ' ')} {rng.choice(('', filler + ' ', 'please ', 'with '))}{rng.choice((', ', ' and ', '; ')).join(said)}"
+    asked = f"{name.replace('_', ' ')} {rng.choice(('', filler + ' ', 'please ', 'with '))}"
+    user = asked + rng.choice((", ", " and ", "; ")).join(said)
     return [{"role": "system", "content": system}, {"role": "user", "content": user}, _call(name, values)]
 
 
@@ -130,8 +131,8 @@ def copying(rng: Random, vocabulary: Vocabulary) -> list[Message]:
 
 
 def lesson(rng: Random, vocabulary: Vocabulary) -> list[Message]:
-    """One conversation of the curriculum: 40 % services, 30 % random tools, 30 % plain copying."""
+    """One conversation of the curriculum: 50 % services, 20 % random tools, 30 % plain copying."""
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.5:
         return service_call(rng, vocabulary)
     return random_tool(rng, vocabulary) if kind < 0.7 else copying(rng, vocabulary)

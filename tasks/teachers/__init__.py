@@ -7,8 +7,8 @@ from tasks.teachers.local import LocalTeacher, manifest_of
 Teacher = EndpointTeacher | LocalTeacher
 
 
-def teacher_for(workload: str) -> Teacher | None:
-    """The teacher that FLYWHEEL_TEACHER names, if it can teach this workload.
+def teacher_for(workload: str | None) -> Teacher | None:
+    """The teacher that FLYWHEEL_TEACHER names, if it can teach this workload; for None, whatever it can teach.
 
     An endpoint or a general model teaches any; a local model with a manifest (the seedling is one) knows its own
     workload alone. Without a teacher, students imitate the logged answers.
@@ -16,6 +16,6 @@ def teacher_for(workload: str) -> Teacher | None:
     name = settings().teacher_base
     if name.startswith(("http://", "https://")):
         return EndpointTeacher(name, settings().teacher_model, settings().teacher_key.get_secret_value())
-    if not name or manifest_of(name).get("workload", workload) != workload:
+    if not name or workload not in (None, manifest_of(name).get("workload", workload)):
         return None
     return LocalTeacher(name)

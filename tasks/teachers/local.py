@@ -71,7 +71,6 @@ class LocalTeacher:
         if folder.exists():
             return folder
         from infra.engines.chat import load_tokenizer
-
         from quant import QuantError, export
 
         model = load_model(self.path)
@@ -88,12 +87,22 @@ class LocalTeacher:
         return folder
 
     def answer(self, requests: Sequence[dict[str, Any]], progress: Progress | None = None) -> list[dict[str, Any]]:
-        """One assistant message a request, in order, greedily."""
+        """One assistant message a request, in order, greedily.
+
+        Raises:
+            SetupError: A request does not begin with the prefix that this teacher has baked in.
+        """
         from infra.engines import load
 
         engine = load(self.artifact())
         try:
-            return [reply.message for reply in engine.chat(list(requests), progress)]
+            read = [engine.strip(request) for request in requests]
+            if None in read:
+                raise SetupError(
+                    f"teacher {self.name!r} knows only its own system prompt and tools, and {read.count(None)} of "
+                    f"{len(read)} requests begin otherwise; set FLYWHEEL_TEACHER to a general model"
+                )
+            return [reply.message for reply in engine.chat([r for r in read if r], progress)]
         finally:
             engine.close()
 

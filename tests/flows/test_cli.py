@@ -1,6 +1,7 @@
 """The command line: what a person sees after a typo, and that it answers at once."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,15 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def flywheel(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     return subprocess.run(
         [sys.executable, "-m", "flows", *arguments],
-        capture_output=True, text=True, cwd=ROOT, timeout=300, env={**os.environ, "FLYWHEEL_HOME": str(home), **environment},
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+        env={**os.environ, "FLYWHEEL_HOME": str(home), **environment},
     )  # fmt: skip
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line on standard error, after checking that it is one, with exit code 2 and nothing on standard output."""
+    """The one line on standard error; exit code 2 and nothing on standard output are checked too."""
     lines = done.stderr.strip().splitlines()
     assert (done.returncode, len(lines), done.stdout) == (2, 1, ""), done.stderr
     return lines[0]

@@ -1,0 +1,193 @@
+"""Sessions on the one database, SQLite or PostgreSQL, which is migrated when a process first opens it.
+
+SQLite takes its write lock when a session begins, not at its first write: a session that reads and then writes would
+otherwise fail at once, whatever the timeout, if another process wrote in between. Sessions that only read do not wait
+for writers (WAL), nor writers for them.
+"""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.orm import Session
+
+from infra.settings import SetupError, settings
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+VERSION_TABLE = "flywheel_version"
+BUSY_SECONDS = 60
+MIGRATION_LOCK = 7_305_291_846  # any number that no other program takes as an advisory lock
+
+
+@contextmanager
+def session(write: bool = True) -> Iterator[Session]:
+    """A session that commits on exit and rolls back on an error.
+
+    Args:
+        write: False for a session that only reads, which SQLite then lets run beside a writer.
+
+    Raises:
+        SetupError: The database cannot be reached, is at a migration that this version does not know, or is full.
+    """
+    url = settings().database_url
+    with translated(url):
+        opened = database(url)
+        with Session(opened.execution_options(read_only=not write), expire_on_commit=False) as db, db.begin():
+            yield db
+
+
+_engines: dict[str, Engine] = {}
+
+
+def database(url: str) -> Engine:
+    """The engine of a URL, migrated to the newest revision; once per process."""
+    if url not in _engines:
+        opened = engine(url)
+        migrate(opened)
+        _engines[url] = opened
+    return _engines[url]
+
+
+def close() -> None:
+    """Close every connection of this process; the next session opens the database anew."""
+    while _engines:
+        _engines.popitem()[1].dispose()
+
+
+def engine(url: str) -> Engine:
+    """An engine for SQLite or PostgreSQL; opens nothing yet but makes SQLite's folder.
+
+    Raises:
+        SetupError: The URL is none, or of another database.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as problem:
+        raise SetupError(
+            f"FLYWHEEL_DATABASE {url!r} is no SQLAlchemy URL; give sqlite:///FILE or postgresql://..."
+        ) from problem
+    kind = parsed.get_backend_name()
+    if kind in ("postgresql", "postgres"):
+        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    if kind != "sqlite":
+        raise SetupError(
+            f"FLYWHEEL_DATABASE names {kind!r}; SQLite and PostgreSQL are supported: sqlite:///FILE or postgresql://..."
+        )
+    if parsed.database and parsed.database != ":memory:":
+        _make_folder(Path(parsed.database).parent)
+    made = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+    event.listen(made, "connect", _configure)
+    event.listen(made, "begin", _begin)
+    return made
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        if problem.errno == errno.ENOSPC:
+            raise
+        raise SetupError(
+            f"folder {str(folder)!r} cannot be made ({problem.strerror}); set FLYWHEEL_HOME to one that can"
+        ) from problem
+
+
+def _configure(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # Python's driver would begin and commit on its own, around DDL wrongly
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def migrate(opened: Engine) -> None:
+    """Bring the database to the newest migration; two processes that try it at once wait for each other.
+
+    Raises:
+        SetupError: It is at a migration that this version of Flywheel does not know.
+    """
+    from alembic import command
+    from alembic.script import ScriptDirectory
+
+    configuration = _configuration()
+    scripts = ScriptDirectory.from_config(configuration)
+    known = [script.revision for script in scripts.walk_revisions()]
+    with opened.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        current = _revision(connection)
+        if current == known[0]:
+            return
+        if current is not None and current not in known:
+            raise SetupError(
+                f"database {opened.url.render_as_string()} is at migration {current!r}, this version of Flywheel knows "
+                f"up to {known[0]!r}; install the newer version or set FLYWHEEL_DATABASE to another database"
+            )
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, "head")
+
+
+def _configuration() -> "Config":
+    from alembic.config import Config
+
+    return Config(Path(__file__).parent.parent / "alembic.ini")
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+    return None if found is None else str(found)
+
+
+def hidden(url: str) -> str:
+    """The URL as it may be shown: without its password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """What a person can mend, said in one line instead of the driver's exception."""
+    try:
+        yield
+    except OperationalError as problem:
+        said = str(problem.orig).strip().splitlines()[0] if str(problem.orig).strip() else "no answer"
+        if "disk is full" in said or "No space left" in said or _is_full(url):
+            raise SetupError(
+                f"disk full: {hidden(url)} takes no more ({said}), and what was begun is undone; "
+                "free some space or set FLYWHEEL_HOME to another disk"
+            ) from problem
+        if "locked" in said:
+            raise SetupError(
+                f"database {hidden(url)} was kept locked by another process for over {BUSY_SECONDS} s; "
+                "try again, or set FLYWHEEL_DATABASE to PostgreSQL"
+            ) from problem
+        if problem.statement is not None and not url.startswith("sqlite"):
+            raise
+        raise SetupError(
+            f"database {hidden(url)} cannot be opened ({said}); check FLYWHEEL_DATABASE and that it is running"
+        ) from problem
+
+
+def _is_full(url: str) -> bool:
+    """Whether SQLite's disk has no room, which it reports in several ways (its WAL and its index cannot grow)."""
+    file = make_url(url).database
+    if not url.startswith("sqlite") or not file:
+        return False
+    try:
+        return shutil.disk_usage(Path(file).parent).free < 1 << 18
+    except OSError as problem:
+        return problem.errno == errno.ENOSPC

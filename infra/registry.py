@@ -1,0 +1,346 @@
+"""Where served models are kept: MLflow's model registry, one registered model a workload.
+
+A version is an artifact folder as an engine loads it, byte for byte, with the hash of its files as a tag. Two aliases
+move: `champion` serves, `previous` served before it. By default MLflow writes SQLite and a folder in the home;
+FLYWHEEL_MLFLOW names a server instead.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import url2pathname
+
+from infra.settings import SetupError, settings
+
+CHAMPION, PREVIOUS = "champion", "previous"
+HASH = "artifact_hash"
+SERVED = "flywheel:"
+ENVIRONMENT = {
+    # By itself MLflow retries a server that is gone for minutes, and prints links into our standard output.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered model version whose files are at hand and are what was registered."""
+
+    workload: str
+    version: str
+    folder: Path
+    artifact_hash: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def artifact_hash(folder: Path) -> str:
+    """sha256 over the sorted (relative name, sha256 of the bytes) of every file in a folder.
+
+    Raises:
+        SetupError: The folder is missing or has no files.
+    """
+    digest = hashlib.sha256()
+    files = sorted((f.relative_to(folder).as_posix(), f) for f in folder.rglob("*") if f.is_file())
+    if not files:
+        raise SetupError(f"artifact {str(folder)!r} has no files; quantize the student again")
+    for name, file in files:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(json.dumps([name, content]).encode())
+    return digest.hexdigest()
+
+
+def served_name(workload: str, version: str) -> str:
+    """What a response of this version carries as `model`."""
+    return f"{SERVED}{workload}/{version}"
+
+
+def is_student(model: str | None) -> bool:
+    """Whether a response's `model` says that one of our versions answered."""
+    return bool(model and model.startswith(SERVED))
+
+
+def register(
+    workload: str,
+    folder: Path,
+    *,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    run_name: str,
+    documents: Mapping[str, Any] | None = None,
+) -> tuple[str, str]:
+    """Register an artifact folder as a version of the workload's model; returns (version, MLflow run id).
+
+    The same files are one version: if they are registered already, that version is returned and nothing is written.
+
+    Args:
+        folder: The files as an engine loads them.
+        metrics: Numbers for MLflow's charts.
+        tags: On run and version alike; `artifact_hash` is added.
+        parameters: How the artifact was made.
+        documents: JSON documents kept with the run, by file name.
+
+    Raises:
+        SetupError: MLflow cannot be reached or refuses.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.utils.time import get_current_time_millis
+
+    digest = artifact_hash(folder)
+    with _mlflow() as client:
+        if known := _registered(client, workload, digest):
+            return known
+        labels = {**tags, HASH: digest, "workload": workload}
+        run_id = client.create_run(_experiment(client, workload), tags=labels, run_name=run_name).info.run_id
+        try:
+            now = get_current_time_millis()
+            client.log_batch(
+                run_id,
+                metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+                params=[Param(name, str(value)) for name, value in parameters.items()],
+                tags=[RunTag(name, value) for name, value in labels.items()],
+            )
+            for name, document in (documents or {}).items():
+                client.log_dict(run_id, document, name)
+            version = _store(client, workload, folder, run_id, labels)
+        except BaseException:
+            client.set_terminated(run_id, "FAILED")
+            raise
+        client.set_terminated(run_id)
+        return version, run_id
+
+
+def champion_number(workload: str) -> str | None:
+    """The version that serves, or None. One indexed read and no file access: cheap enough to poll."""
+    return _alias(workload, CHAMPION)
+
+
+def champions() -> dict[str, str]:
+    """Every workload that has a champion, with its version."""
+    found: dict[str, str] = {}
+    with _mlflow() as client:
+        token: str | None = None
+        while True:
+            page = client.search_registered_models(page_token=token)
+            # The tag tells our models from others' on a shared server.
+            found |= {m.tags["workload"]: str(m.aliases[CHAMPION]) for m in page if _ours(m)}
+            token = page.token
+            if not token:
+                return found
+
+
+def champion(workload: str) -> Version | None:
+    """The version that serves, with its files on this machine and its hash verified; None if nothing serves.
+
+    Files that MLflow keeps in a local folder are used where they are; others are downloaded once, into the home.
+
+    Raises:
+        SetupError: MLflow cannot be reached, or the files are not what was registered.
+    """
+    with _mlflow() as client:
+        found = _by_alias(client, workload, CHAMPION)
+        if found is None:
+            return None
+        number, tags = str(found.version), dict(found.tags)
+        location = client.get_model_version_download_uri(found.name, number)
+        digest = tags.get(HASH, "")
+        folder = _local(location)
+        if folder is None:
+            folder = settings().home / "serving" / quote(workload, safe="") / number
+            if not folder.exists() or artifact_hash(folder) != digest:
+                _download(location, folder)
+    if (actual := artifact_hash(folder)) != digest:
+        raise SetupError(
+            f"champion {number} of {workload!r} has files with hash {actual[:12]}, registered was {digest[:12]}; "
+            f"restore {folder}, or `flywheel release --rollback --workload {workload}`"
+        )
+    return Version(workload, number, folder, digest, tags)
+
+
+def promote(workload: str, version: str) -> None:
+    """Let a version serve; what served becomes `previous`. Doing it twice changes nothing."""
+    with _mlflow() as client:
+        serving = _by_alias(client, workload, CHAMPION)
+        if serving is not None and str(serving.version) == str(version):
+            return
+        # `previous` first: a crash between the two leaves the old champion serving, and promoting again finishes it.
+        if serving is not None:
+            client.set_registered_model_alias(_model(workload), PREVIOUS, str(serving.version))
+        client.set_registered_model_alias(_model(workload), CHAMPION, str(version))
+
+
+def rollback(workload: str) -> tuple[str, str]:
+    """Give `previous` its place back; returns (champion, previous) as they are now.
+
+    Raises:
+        SetupError: There is no previous champion.
+    """
+    with _mlflow() as client:
+        serving, before = (_by_alias(client, workload, alias) for alias in (CHAMPION, PREVIOUS))
+        if serving is None or before is None or serving.version == before.version:
+            state = f"version {serving.version} is its only champion so far" if serving else "it has no champion"
+            raise SetupError(f"workload {workload!r} has nothing to roll back to: {state}; promote another one first")
+        client.set_registered_model_alias(_model(workload), CHAMPION, str(before.version))
+        client.set_registered_model_alias(_model(workload), PREVIOUS, str(serving.version))
+        return str(before.version), str(serving.version)
+
+
+@contextmanager
+def _mlflow() -> Iterator[Any]:
+    """MLflow's client; what goes wrong with the store or the way to it becomes one line.
+
+    Raises:
+        SetupError: Names the URI and FLYWHEEL_MLFLOW.
+    """
+    uri = settings().mlflow_uri
+    _require_listener(uri)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        client = _client(uri)
+        # The client alone is not enough: on SQLite the registry's store asks the global tracking store for the model.
+        if mlflow.get_tracking_uri() != uri:
+            mlflow.set_tracking_uri(uri)
+        yield client
+    except (MlflowException, RequestException, SQLAlchemyError) as problem:
+        first = str(problem).strip().splitlines()[0][:200]
+        raise SetupError(
+            f"MLflow at {_shown(uri)!r} failed ({first}); check FLYWHEEL_MLFLOW, or leave it empty for SQLite"
+        ) from problem
+
+
+def _require_listener(uri: str) -> None:
+    """Fail within three seconds where nothing listens: MLflow itself goes on trying for minutes."""
+    address = urlsplit(uri)
+    ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
+    try:
+        port = address.port or ports.get(address.scheme.partition("+")[0])
+        if address.hostname and port:
+            socket.create_connection((address.hostname, port), timeout=3).close()
+    except (OSError, ValueError) as problem:
+        raise SetupError(
+            f"MLflow at {_shown(uri)!r} cannot be reached ({problem}); start it (`flywheel up`), correct "
+            "FLYWHEEL_MLFLOW, or leave that empty for SQLite in the home"
+        ) from problem
+
+
+def _shown(uri: str) -> str:
+    """The URI without its password."""
+    address = urlsplit(uri)
+    return uri if address.password is None else uri.replace(f":{address.password}@", ":***@")
+
+
+@cache
+def _client(uri: str) -> Any:
+    settings().home.mkdir(parents=True, exist_ok=True)
+    import mlflow
+
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _model(workload: str) -> str:
+    """MLflow allows neither `/` nor `:` in a model's name; percent signs keep the mapping reversible."""
+    return quote(workload, safe=" !#$&()*+,;=@[]{}~")
+
+
+def _experiment(client: Any, workload: str) -> str:
+    name = f"flywheel {workload}"
+    if found := client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    # A server knows where its files go; without one MLflow would put them below the working directory.
+    served = settings().mlflow_uri.startswith(("http://", "https://"))
+    ours = None if served else (settings().home / "mlflow-artifacts" / _model(workload)).as_uri()
+    return str(client.create_experiment(name, artifact_location=ours))
+
+
+def _store(client: Any, workload: str, folder: Path, run_id: str, labels: dict[str, str]) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, "artifact", source_run_id=run_id, tags=labels)
+    try:
+        client.log_model_artifacts(logged.model_id, str(folder))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    try:
+        client.create_registered_model(_model(workload), tags={"workload": workload})
+    except MlflowException as problem:
+        if problem.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"models:/{logged.model_id}"
+    made = client.create_model_version(_model(workload), source, run_id, tags=labels, model_id=logged.model_id)
+    return str(made.version)
+
+
+def _registered(client: Any, workload: str, digest: str) -> tuple[str, str] | None:
+    filters = f"name = '{_model(workload)}' and tags.{HASH} = '{digest}'"
+    for version in client.search_model_versions(filters, max_results=1):
+        return str(version.version), str(version.run_id)
+    return None
+
+
+def _ours(model: Any) -> bool:
+    return CHAMPION in model.aliases and _model(model.tags.get("workload", "")) == model.name
+
+
+def _alias(workload: str, alias: str) -> str | None:
+    with _mlflow() as client:
+        found = _by_alias(client, workload, alias)
+    return None if found is None else str(found.version)
+
+
+def _by_alias(client: Any, workload: str, alias: str) -> Any | None:
+    """The model version behind an alias, or None where the model or the alias does not exist."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(_model(workload), alias)
+    except MlflowException as problem:
+        # A missing alias is reported as a bad parameter, a missing model as a missing resource.
+        if problem.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _local(location: str) -> Path | None:
+    """The folder on this machine that an artifact location names, if it does and it is there."""
+    address = urlsplit(location)
+    if address.scheme not in ("", "file"):
+        return None
+    folder = Path(url2pathname(address.path) if address.scheme else unquote(location))
+    return folder if folder.is_dir() else None
+
+
+def _download(location: str, folder: Path) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fetched = download_artifacts(location, dst_path=str(partial), tracking_uri=settings().mlflow_uri)
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(fetched).rename(folder)
+    shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,125 @@
+"""Sources → interactions and feedback in the database, each once; what cannot be understood → quarantine.
+
+A batch of rows and the cursor behind it are one transaction: a run that was killed goes on where it stopped. A part of
+a source with anything in quarantine is read from its start each time, so that a fix (of our reader, or the `workload`
+option) brings those records in.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sqlalchemy import select
+
+from infra.database.records import move_cursor, quarantine, release, store
+from infra.database.session import session
+from infra.database.tables import Cursor, Interaction, Quarantine
+from infra.settings import SetupError
+from tasks.sources import Source
+from tasks.sources.jsonl import Entry, LogFile
+
+Progress = Callable[[int, int, str], None]
+BATCH_ROWS = 1000
+BATCH_BYTES = 32 << 20
+
+
+def ingest(source: Source, *, progress: Progress | None = None, flow_run_id: str | None = None) -> dict[str, Any]:
+    """Read a source into the database; what is there already changes nothing.
+
+    Returns:
+        rows = interactions + feedback + duplicates + quarantined, to the row. `quarantined` counts the rows of this
+        reading that lie in quarantine, `workloads` names those of the interactions that were new, `problems` are the
+        first reasons.
+
+    Raises:
+        SetupError: There is nothing to read, or nothing in it could be understood.
+    """
+    parts = source.parts()
+    total, read = sum(part.size for part in parts), 0
+    counts: Counter[str] = Counter(rows=0, interactions=0, feedback=0, duplicates=0, quarantined=0)
+    workloads: set[str] = set()
+    problems: list[str] = []
+    for part in parts:
+        bad = 0
+        for batch in batches(part):
+            bad += write(part, batch, counts, workloads, problems, bad)
+            if progress:
+                progress(read + min(batch[-1].done, part.size), total, "ingest, bytes")
+        counts.update(rows=part.skipped, duplicates=part.skipped)
+        read += part.size
+    understood = counts["rows"] - counts["quarantined"]
+    if not counts["rows"]:
+        raise SetupError(f"no record in {_named(parts)}: only blank lines; give a file with at least one record")
+    if not understood:
+        raise SetupError(
+            f"nothing in {_named(parts)} could be understood: all {counts['rows']} rows are kept in quarantine, "
+            f"the first because: {problems[0]}; give OpenAI-style records, one JSON object a line"
+        )
+    return {**counts, "workloads": sorted(workloads), "files": len(parts), "problems": problems}
+
+
+def _named(parts: list[LogFile]) -> str:
+    return repr(str(parts[0].path)) + (f" and {len(parts) - 1} more" if len(parts) > 1 else "")
+
+
+def batches(part: LogFile) -> Iterator[list[Entry]]:
+    """A part's entries after its cursor, in batches bounded in rows and bytes."""
+    with session(write=False) as db:
+        cursor = db.get(Cursor, part.cursor)
+    position = None if cursor is None or cursor.position["quarantined"] else cursor.position
+    batch: list[Entry] = []
+    size = 0
+    for entry in part.read(position):
+        batch.append(entry)
+        size += len(entry.raw)
+        if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def write(
+    part: LogFile, batch: list[Entry], counts: Counter[str], workloads: set[str], problems: list[str], bad: int
+) -> int:
+    """Store a batch and move the cursor, in one transaction; how many went to quarantine.
+
+    Args:
+        counts, workloads, problems: The report, which is added to.
+        bad: Rows of this part that went to quarantine before.
+    """
+    source = part.spec.name
+    with session() as db:
+        good = [entry for entry in batch if entry.row is not None]
+        rows = [entry.row for entry in good if entry.row is not None]
+        outcomes = store(db, rows)
+        refused = [entry for entry in batch if entry.row is None]
+        for entry, outcome in zip(good, outcomes, strict=True):
+            if outcome == "conflict" and entry.row is not None:
+                taken = f"id {entry.row.external_id!r} is that of another record; give each its own id, or none"
+                refused.append(entry._replace(reason=taken))
+        kept = [
+            Quarantine(source=source, position=entry.where, digest=entry.digest, raw=entry.raw, reason=entry.reason)
+            for entry in refused
+        ]
+        quarantine(db, kept)
+        if db.scalar(select(Quarantine.id).where(Quarantine.source == source).limit(1)):
+            fine = [entry.digest for entry, outcome in zip(good, outcomes, strict=True) if outcome != "conflict"]
+            release(db, source, sorted(fine))
+        if reached := [entry.position for entry in batch if entry.position]:
+            move_cursor(db, part.cursor, {**reached[-1], "quarantined": bad + len(refused), "path": str(part.path)})
+    new = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome == "stored"]
+    fresh = [row for row in new if isinstance(row, Interaction)]
+    workloads.update(row.workload for row in fresh)
+    problems += [f"{entry.where}: {entry.reason}" for entry in refused][: max(0, 5 - len(problems))]
+    counts.update(
+        rows=len(batch), interactions=len(fresh), feedback=len(new) - len(fresh), quarantined=len(refused),
+        duplicates=outcomes.count("duplicate"),
+    )  # fmt: skip
+    return len(refused)
+
+
+def workloads() -> list[str]:
+    """Every workload that has traffic."""
+    with session(write=False) as db:
+        return list(db.scalars(select(Interaction.workload).distinct().order_by(Interaction.workload)))

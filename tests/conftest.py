@@ -1,0 +1,133 @@
+"""A house of one's own for each test: a temporary FLYWHEEL_HOME, and both kinds of database."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from infra.database import session
+from infra.settings import settings
+
+SHARED = Path(os.environ.get("FLYWHEEL_SHARED", Path(__file__).parent.parent.parent / "shared"))
+NUMBERS = count()
+
+
+@contextmanager
+def living_in(home: Path, **environment: str) -> Iterator[Path]:
+    """FLYWHEEL_HOME is `home`, other settings as given (FLYWHEEL_ left off), and nothing of another home is known."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("FLYWHEEL_") and name != "FLYWHEEL_SHARED"]:
+            patch.delenv(name)
+        patch.setenv("FLYWHEEL_HOME", str(home))
+        for name, value in environment.items():
+            patch.setenv(f"FLYWHEEL_{name}", value)
+        settings.cache_clear()
+        session.close()
+        try:
+            yield home
+        finally:
+            session.close()
+            settings.cache_clear()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A temporary FLYWHEEL_HOME without a teacher."""
+    with living_in(tmp_path / "home", TEACHER="") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a private PostgreSQL cluster, reached by a socket, with `{}` for the database's name."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("no PostgreSQL: `apt-get install postgresql` (in /usr/lib/postgresql)")
+    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    folder = Path(tempfile.mkdtemp(prefix="fw-pg-", dir="/tmp"))
+    if as_postgres:
+        shutil.chown(folder, "postgres")
+
+    def run(*command: str) -> None:
+        done = subprocess.run([*as_postgres, *command], cwd="/", capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    options = f"-c listen_addresses='' -k {folder} -c fsync=off -c max_connections=60"
+    run(str(found[-1]), "-D", str(folder / "data"), "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8")
+    control = [str(found[-1].with_name("pg_ctl")), "-D", str(folder / "data")]
+    run(*control, "-w", "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql://postgres@/{{}}?host={folder}"
+    finally:
+        run(*control, "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty database that the settings name, once SQLite and once PostgreSQL."""
+    if request.param == "sqlite":
+        with living_in(tmp_path / "home", TEACHER=""):
+            yield settings().database_url
+        return
+    url = new_database(request.getfixturevalue("postgres"))
+    with living_in(tmp_path / "home", TEACHER="", DATABASE=url):
+        yield url
+
+
+def new_database(postgres: str) -> str:
+    import psycopg
+
+    name = f"flywheel_{next(NUMBERS)}"
+    with psycopg.connect(postgres.format("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return postgres.format(name)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real traffic."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"no shared data: {SHARED} (FLYWHEEL_SHARED)")
+    return SHARED / "data"
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """A teacher that always says the same, and notes what it was asked."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+    url: ClassVar[str] = ""
+
+    def do_POST(self) -> None:
+        self.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        message = {"role": "assistant", "content": "the teacher says"}
+        body = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def endpoint() -> Iterator[type[Endpoint]]:
+    """A teacher behind an OpenAI-compatible endpoint: its `url`, and what it was `asked`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        Endpoint.asked.clear()
+        Endpoint.url = f"http://127.0.0.1:{server.server_port}/v1"
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield Endpoint
+        server.shutdown()
+        thread.join()

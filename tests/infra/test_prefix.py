@@ -1,0 +1,78 @@
+"""Baking: what is stripped comes back, and another prefix is not mistaken for this one."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.prefix import Prefix, text_of
+
+tools = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.just("function"), "function": st.dictionaries(st.text(), st.text() | st.integers(), max_size=3)}
+    ),
+    max_size=3,
+)
+turns = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text() | st.none()}),
+    max_size=4,
+)
+systems = st.none() | st.text()
+
+
+def request(system: str | None, schemas: list[dict[str, Any]], messages: list[dict[str, Any]]) -> dict[str, Any]:
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return {"messages": [*first, *messages], "tools": schemas or None}
+
+
+@given(systems, tools, turns)
+def test_what_is_stripped_comes_back(
+    system: str | None, schemas: list[dict[str, Any]], messages: list[dict[str, Any]]
+) -> None:
+    whole = request(system, schemas, messages)
+    prefix = Prefix.of(whole)
+    stripped = prefix.strip(whole["messages"], whole["tools"])
+    assert stripped == (messages, None)
+    assert prefix.restore(stripped[0]) == (whole["messages"], whole["tools"])
+
+
+@given(systems, tools, turns, systems, tools)
+def test_a_request_is_stripped_of_its_own_prefix_alone(
+    system: str | None,
+    schemas: list[dict[str, Any]],
+    messages: list[dict[str, Any]],
+    other_system: str | None,
+    other_schemas: list[dict[str, Any]],
+) -> None:
+    whole = request(system, schemas, messages)
+    other = Prefix(other_system, tuple(other_schemas))
+    is_same = json.dumps([system, schemas], sort_keys=True) == json.dumps([other_system, other_schemas], sort_keys=True)
+    assert (other.strip(whole["messages"], whole["tools"]) is not None) == is_same
+    assert (other.fingerprint == Prefix.of(whole).fingerprint) == is_same
+
+
+@given(systems, tools)
+def test_json_keeps_the_fingerprint(system: str | None, schemas: list[dict[str, Any]]) -> None:
+    prefix = Prefix(system, tuple(schemas))
+    read = Prefix.from_json(json.loads(json.dumps(prefix.to_json())))
+    assert read == prefix and read.fingerprint == prefix.fingerprint
+    assert Prefix.from_json(None) is None
+
+
+def test_neither_key_order_nor_a_missing_list_matters_but_the_order_of_tools_does() -> None:
+    one, two = {"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}
+    assert Prefix("s", (one,)).fingerprint == Prefix("s", (two,)).fingerprint
+    assert Prefix("s", (one, {"x": 1})).fingerprint != Prefix("s", ({"x": 1}, one)).fingerprint
+    assert Prefix(None).strip([{"role": "user", "content": "hi"}], []) == ([{"role": "user", "content": "hi"}], None)
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_in_parts_is_its_text(role: str) -> None:
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
+    assert Prefix.of({"messages": [{"role": role, "content": parts}]}) == Prefix("Be kind.")
+
+
+def test_a_part_that_is_no_text_has_no_text() -> None:
+    assert text_of([{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {}}]) is None

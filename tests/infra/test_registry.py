@@ -1,0 +1,191 @@
+"""The registry against real MLflow: SQLite in the home, and a server over HTTP with its files behind a proxy."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from infra import registry
+from infra.settings import SetupError, settings
+from tests.conftest import living_in
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An MLflow server whose artifacts only it can reach."""
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "files"),
+    ]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                with urlopen(f"{url}/health", timeout=1):
+                    break
+            except OSError:
+                time.sleep(0.25)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for the file: MLflow takes seconds to make its tables. Each test has a workload of its own."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def store(request: pytest.FixtureRequest, shared_home: Path) -> Iterator[str]:
+    mlflow = request.getfixturevalue("server") if request.param == "server" else ""
+    with living_in(shared_home / request.param, MLFLOW=mlflow):
+        yield request.param
+
+
+def artifact(folder: Path, content: bytes) -> Path:
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "model.gguf").write_bytes(content)
+    (folder / "flywheel.json").write_text("{}")
+    (folder / "tokenizer" / "vocab.json").write_text('{"a": 0}')
+    return folder
+
+
+def register(workload: str, folder: Path) -> tuple[str, str]:
+    return registry.register(
+        workload, folder, metrics={"quality": 0.93, "bytes": 2400000.0}, tags={"dataset_id": "d1", "name": "int4"},
+        parameters={"method.bits": 4}, run_name="int4", documents={"scorecard.json": {"slices": {"calls": 0.9}}},
+    )  # fmt: skip
+
+
+def test_the_hash_follows_names_and_bytes_and_nothing_else(tmp_path: Path) -> None:
+    first, second = artifact(tmp_path / "a", b"weights"), artifact(tmp_path / "b", b"weights")
+    os.utime(second / "model.gguf", (0, 0))
+    assert registry.artifact_hash(first) == registry.artifact_hash(second)
+    (second / "model.gguf").rename(second / "model2.gguf")
+    assert registry.artifact_hash(first) != registry.artifact_hash(second)
+    assert registry.artifact_hash(artifact(tmp_path / "c", b"weightz")) != registry.artifact_hash(first)
+    (tmp_path / "d").mkdir()
+    with pytest.raises(SetupError, match="no files"):
+        registry.artifact_hash(tmp_path / "d")
+
+
+def test_a_version_is_registered_promoted_and_rolled_back(store: str, tmp_path: Path) -> None:
+    workload = "shop.assistant"
+    assert registry.champion(workload) is None
+    assert registry.champion_number(workload) is None
+    one, two = artifact(tmp_path / "one", b"one"), artifact(tmp_path / "two", b"two")
+    first, run_id = register(workload, one)
+    assert registry.champion(workload) is None, "registering alone must not serve"
+    registry.promote(workload, first)
+    served = registry.champion(workload)
+    assert served is not None
+    assert (served.version, served.artifact_hash) == (first, registry.artifact_hash(one))
+    assert (served.folder / "model.gguf").read_bytes() == b"one"
+    assert (served.folder / "tokenizer" / "vocab.json").exists()
+    assert served.tags["dataset_id"] == "d1"
+    with pytest.raises(SetupError, match=f"version {first} is its only champion"):
+        registry.rollback(workload)
+
+    second, _ = register(workload, two)
+    registry.promote(workload, second)
+    registry.promote(workload, second)
+    assert registry.champion_number(workload) == second
+    assert registry.rollback(workload) == (first, second)
+    served = registry.champion(workload)
+    assert served is not None and (served.folder / "model.gguf").read_bytes() == b"one"
+    assert registry.rollback(workload) == (second, first)
+    assert registry.champions()[workload] == second
+
+    import mlflow
+
+    client = mlflow.MlflowClient(settings().mlflow_uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"quality": 0.93, "bytes": 2400000.0}
+    assert run.data.params == {"method.bits": "4"}
+    assert run.data.tags["artifact_hash"] == registry.artifact_hash(one)
+    kept = client.download_artifacts(run_id, "scorecard.json", str(tmp_path))
+    assert json.loads(Path(kept).read_text()) == {"slices": {"calls": 0.9}}
+
+
+def test_the_same_files_are_one_version(store: str, tmp_path: Path) -> None:
+    first = register("same", artifact(tmp_path / "one", b"one"))
+    assert register("same", artifact(tmp_path / "copy", b"one")) == first
+    assert register("same", artifact(tmp_path / "two", b"two")) != first
+    assert register("same.elsewhere", tmp_path / "one")[1] != first[1], "another workload has versions of its own"
+
+
+def test_names_that_mlflow_refuses_are_mapped_and_come_back(store: str, tmp_path: Path) -> None:
+    workload = "tensorzero::extract/v1 100% it's"
+    version, _ = register(workload, artifact(tmp_path / "one", b"one"))
+    registry.promote(workload, version)
+    assert registry.champions()[workload] == version
+    served = registry.champion(workload)
+    assert served is not None and served.workload == workload
+
+
+def test_files_that_are_not_what_was_registered_do_not_serve(shared_home: Path, tmp_path: Path) -> None:
+    with living_in(shared_home / "sqlite"):
+        version, _ = register("tampered", artifact(tmp_path / "one", b"one"))
+        registry.promote("tampered", version)
+        served = registry.champion("tampered")
+        assert served is not None
+        (served.folder / "model.gguf").write_bytes(b"other")
+        with pytest.raises(SetupError, match=r"has files with hash .* --rollback"):
+            registry.champion("tampered")
+
+
+def test_a_download_that_was_damaged_is_made_again(server: str, shared_home: Path, tmp_path: Path) -> None:
+    with living_in(shared_home / "server", MLFLOW=server):
+        version, _ = register("damaged", artifact(tmp_path / "one", b"one"))
+        registry.promote("damaged", version)
+        for _ in range(2):
+            served = registry.champion("damaged")
+            assert served is not None and (served.folder / "model.gguf").read_bytes() == b"one"
+            assert served.folder.is_relative_to(shared_home / "server" / "serving")
+            assert [p.name for p in served.folder.parent.iterdir()] == [version], "nothing half-made stays"
+            (served.folder / "model.gguf").write_bytes(b"other")
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "postgresql://nobody@127.0.0.1:1/none", "nonsense://x"])
+def test_an_mlflow_out_of_reach_is_one_line_within_seconds(uri: str, tmp_path: Path) -> None:
+    with living_in(tmp_path, MLFLOW=uri):
+        started = time.monotonic()
+        with pytest.raises(SetupError) as raised:
+            registry.champion("x")
+        assert time.monotonic() - started < 12
+    assert uri in str(raised.value) and "FLYWHEEL_MLFLOW" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_error_does_not_show_the_password(tmp_path: Path) -> None:
+    with living_in(tmp_path, MLFLOW="http://me:secret@127.0.0.1:1"), pytest.raises(SetupError) as raised:
+        registry.champion_number("x")
+    assert "secret" not in str(raised.value)
+
+
+def test_students_are_known_by_the_name_they_answer_with() -> None:
+    assert registry.served_name("shop.assistant", "3") == "flywheel:shop.assistant/3"
+    assert registry.is_student(registry.served_name("shop.assistant", "3"))
+    assert not registry.is_student("gpt-4o") and not registry.is_student(None)

@@ -1,0 +1,67 @@
+"""QAT: never worse than where it starts, the same every time, and better where there is something to gain."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from quant import QuantError, quantize
+from quant.calibrate import Batch
+from quant.linear import QuantLinear
+from quant.methods import GPTQ, QAT
+from quant.methods.qat import HELD
+
+
+def integers(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: m.packed for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+
+
+@torch.no_grad()
+def divergence(original: nn.Module, quantized: nn.Module, batches: list[Batch], held: bool) -> float:
+    """KL(original || quantized) in nats per answer token, over the sequences held back or over the others."""
+    sums, seen = [], 0
+    for batch in batches:
+        rows = torch.arange(seen, seen + len(batch["input_ids"])) % HELD == 0
+        seen += len(rows)
+        part = {key: tensor[rows if held else ~rows] for key, tensor in batch.items()}
+        p, q = (m(part["input_ids"], part["attention_mask"]).logits.log_softmax(-1) for m in (original, quantized))
+        sums.append((p.exp() * (p - q)).sum(-1)[:, :-1][part["loss_mask"][:, 1:]])
+    return float(torch.cat(sums).mean())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_it_gains_on_gptq(original: nn.Module, batches: list[Batch], symmetric: bool) -> None:
+    start = quantize(deepcopy(original), GPTQ(bits=3, symmetric=symmetric), batches)
+    trained = quantize(deepcopy(original), QAT(bits=3, symmetric=symmetric, steps=24), batches)
+    for held in (True, False):
+        assert divergence(original, trained, batches, held) < 0.9 * divergence(original, start, batches, held)
+
+
+def test_a_rate_far_too_high_leaves_gptq(original: nn.Module, batches: list[Batch]) -> None:
+    start = quantize(deepcopy(original), GPTQ(bits=4), batches)
+    trained = quantize(deepcopy(original), QAT(bits=4, steps=4, learning_rate=0.9), batches)
+    assert all(torch.equal(t, integers(start)[name]) for name, t in integers(trained).items())
+
+
+def test_the_same_seed_gives_the_same_integers(original: nn.Module, batches: list[Batch]) -> None:
+    first, second, other = (
+        integers(quantize(deepcopy(original), QAT(bits=3, steps=24, seed=seed), batches)) for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_only_weights_of_the_blocks_are_learned(original: nn.Module, model: nn.Module, batches: list[Batch]) -> None:
+    quantize(model, QAT(bits=3, steps=4), batches)
+    before = dict(original.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) and parameter.grad is None
+
+
+def test_too_little_data_or_a_senseless_rate_is_refused(model: nn.Module, batches: list[Batch]) -> None:
+    with pytest.raises(QuantError, match="trains on some sequences and is measured on others, got 1"):
+        quantize(model, QAT(), [{key: tensor[:1] for key, tensor in batches[0].items()}])
+    for wrong in ({"steps": -1}, {"learning_rate": 0.0}, {"learning_rate": 1.5}):
+        with pytest.raises(QuantError, match="above 0 and below 1"):
+            QAT(**wrong)

@@ -1,0 +1,100 @@
+"""The walk through the blocks, against hooks on the whole model."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quant import QuantError
+from quant.anatomy import all_linears
+from quant.calibrate import Batch, calibrate, require
+
+
+def hessians(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
+    """What `calibrate` hands out when every layer is left as it is."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, linear: nn.Linear, hessian: Tensor) -> nn.Module:
+        seen[name] = hessian
+        return linear
+
+    calibrate(model, batches, keep, lambda done, total, what: None, total=len(all_linears(model)))
+    return seen
+
+
+def test_hessians_are_those_of_the_whole_model_without_its_padding(model: nn.Module, batches: list[Batch]) -> None:
+    sums: dict[str, Tensor] = {}
+
+    def note(name: str, mask: Tensor) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor]) -> None:
+            rows = args[0][mask.bool()].double()
+            sums[name] = sums.get(name, 0) + 2 * rows.T @ rows
+
+        return hook
+
+    for batch in batches:
+        assert not batch["attention_mask"].all()
+        hooks = [m.register_forward_pre_hook(note(n, batch["attention_mask"])) for n, m in all_linears(model)]
+        with torch.no_grad():
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        for hook in hooks:
+            hook.remove()
+    seen = hessians(model, batches)
+    assert list(seen) == [name for name, _ in all_linears(model)]
+    for name, hessian in seen.items():
+        torch.testing.assert_close(hessian.double(), sums[name], rtol=1e-4, atol=1e-4 * float(sums[name].abs().max()))
+
+
+def test_what_padding_holds_makes_no_difference(model: nn.Module, batches: list[Batch]) -> None:
+    noisy = []
+    for batch in batches:
+        ids = torch.where(batch["attention_mask"].bool(), batch["input_ids"], 17)
+        noisy.append({**batch, "input_ids": ids})
+    clean = hessians(model, batches)
+    for name, hessian in hessians(model, noisy).items():
+        torch.testing.assert_close(hessian, clean[name], rtol=1e-4, atol=1e-4 * float(clean[name].abs().max()))
+
+
+def test_later_blocks_see_the_errors_of_earlier_ones(model: nn.Module, batches: list[Batch]) -> None:
+    clean, seen = hessians(model, batches), {}
+
+    def silence(name: str, linear: nn.Linear, hessian: Tensor) -> nn.Module:
+        seen[name] = hessian
+        return (
+            nn.Linear(linear.in_features, linear.out_features, bias=False)
+            .requires_grad_(False)
+            .apply(lambda m: m.weight.zero_())
+        )
+
+    calibrate(model, batches, silence, lambda done, total, what: None, total=14)
+    first, second = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
+    assert torch.equal(seen[first], clean[first])
+    assert not torch.allclose(seen[second], clean[second], rtol=0.1)
+
+
+def test_progress_counts_the_layers_and_the_mode_stays(model: nn.Module, batches: list[Batch]) -> None:
+    calls: list[tuple[int, int, str]] = []
+    model.train()
+    calibrate(model, batches, lambda n, m, h: m, lambda *call: calls.append(call), total=14)
+    assert [(done, total) for done, total, _ in calls] == [(i, 14) for i in range(1, 15)]
+    assert model.training
+
+
+def test_activations_that_are_no_numbers_are_refused_by_name(model: nn.Module, batches: list[Batch]) -> None:
+    model.get_submodule("model.layers.1.input_layernorm").weight.data[3] = float("nan")
+    with pytest.raises(QuantError, match=r"model\.layers\.1\.self_attn\.q_proj: calibration activations hold NaN"):
+        hessians(model, batches)
+
+
+def test_batches_of_the_wrong_shape_are_refused(batches: list[Batch]) -> None:
+    ids = batches[0]["input_ids"]
+    for wrong, said in (
+        ([], "needs calibration batches, got 0"),
+        ([{"input_ids": ids}], "batch 0 needs input_ids and attention_mask"),
+        ([{"input_ids": ids, "attention_mask": torch.ones(1, 2)}], "of one shape"),
+        ([{"input_ids": ids, "attention_mask": torch.ones_like(ids), "loss_mask": torch.ones(1, 2)}], "loss_mask"),
+        ([{"input_ids": ids, "attention_mask": torch.zeros_like(ids)}], "only padding"),
+    ):
+        with pytest.raises(QuantError, match=said):
+            require(wrong, "gptq")

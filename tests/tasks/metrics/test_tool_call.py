@@ -1,0 +1,95 @@
+import json
+from typing import Any
+
+import pytest
+
+from tasks.metrics.tool_call import parts, summary, tool_call
+
+
+def calling(*made: tuple[str, Any], content: str | None = None) -> dict[str, Any]:
+    calls = [
+        {
+            "id": f"call_{i}",
+            "type": "function",
+            "function": {"name": name, "arguments": a if isinstance(a, str) else json.dumps(a)},
+        }
+        for i, (name, a) in enumerate(made)
+    ]
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+def saying(words: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": words}
+
+
+@pytest.mark.parametrize(
+    "given, due, same",
+    [
+        ({"n": 1}, {"n": 1}, True),
+        ({"n": 1}, {"n": 1.0}, True),
+        ({"n": 1e2}, {"n": 100}, True),
+        ({"n": 1}, {"n": "1"}, False),
+        ({"n": 1}, {"n": True}, False),
+        ({"n": 0}, {"n": False}, False),
+        ({"n": None}, {}, False),
+        ({"n": "a "}, {"n": " a"}, True),
+        ({"n": "A"}, {"n": "a"}, False),
+        ({"n": [1, 2]}, {"n": [2, 1]}, False),
+        ({"n": {"b": 1, "a": [" x "]}}, {"n": {"a": ["x"], "b": 1.0}}, True),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
+        ({"a": 1, "b": 2}, {"a": 1}, False),
+        ("", {}, True),
+        ('{ "n" :1}', {"n": 1}, True),
+        ('{"n": 1', {"n": 1}, False),
+        ('{"n": NaN}', '{"n": NaN}', False),
+        ("[1]", "[1]", False),
+        ("[" * 100_000, {}, False),
+    ],
+)
+def test_arguments_are_compared_as_json_values(given: Any, due: Any, same: bool) -> None:
+    assert tool_call(calling(("f", given)), calling(("f", due))) is same
+
+
+def test_a_malformed_expected_call_is_matched_by_nothing_not_even_by_itself() -> None:
+    broken = calling(("f", '{"n": '))
+    assert not tool_call(broken, broken)
+
+
+def test_arguments_that_came_as_an_object_are_read_as_such() -> None:
+    given = calling(("f", {"n": 1}))
+    given["tool_calls"][0]["function"]["arguments"] = {"n": 1}
+    assert tool_call(given, calling(("f", {"n": 1})))
+
+
+def test_parallel_calls_may_come_in_any_order_but_each_as_often_as_it_is_due() -> None:
+    a, b = ("f", {"n": 1}), ("g", {"n": 2})
+    assert tool_call(calling(a, b), calling(b, a))
+    assert not tool_call(calling(a), calling(a, b))
+    assert not tool_call(calling(a, b, b), calling(a, b))
+    assert not tool_call(calling(a, a), calling(a, b))
+    assert not tool_call(calling(("f", {"n": 2}), ("g", {"n": 1})), calling(a, b))
+
+
+def test_where_words_are_due_only_the_abstention_counts() -> None:
+    assert tool_call(saying("no"), saying("yes"))
+    assert not tool_call(calling(("f", {})), saying("yes"))
+    assert not tool_call(saying("f"), calling(("f", {})))
+
+
+def test_sub_scores_and_their_rates() -> None:
+    right, wrong_value, wrong_name = calling(("f", {"n": 1})), calling(("f", {"n": 2})), calling(("g", {"n": 1}))
+    scores = [
+        parts(right, right),
+        parts(wrong_value, right),
+        parts(wrong_name, right),
+        parts(saying("x"), right),
+        parts(saying("x"), saying("y")),
+        parts(right, saying("y")),
+        parts(saying("x"), saying("x")),
+    ]
+    assert [s.name for s in scores] == [True, True, False, False, None, None, None]
+    assert [s.arguments for s in scores] == [True, False, False, False, None, None, None]
+    assert summary(scores) == {
+        "call_name": 2 / 4, "call_arguments": 1 / 4, "abstention_precision": 2 / 3, "abstention_recall": 2 / 3
+    }  # fmt: skip
+    assert summary([]) == dict.fromkeys(("call_name", "call_arguments", "abstention_precision", "abstention_recall"))

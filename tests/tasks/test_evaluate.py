@@ -1,0 +1,243 @@
+"""Evaluation with a real dataset, database, registry and llama.cpp; the model is a tiny Llama that nobody trained."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from infra import registry
+from infra.database.session import session
+from infra.database.tables import Candidate, Interaction, Scorecard, Student
+from infra.engines import load
+from infra.prefix import Prefix
+from infra.settings import SetupError
+from tasks.evaluate import (
+    EvaluateSpec,
+    candidates_of,
+    evaluate_candidate,
+    evaluate_champion,
+    evaluate_teacher,
+)
+from tasks.frozen import freeze
+from tasks.scorecards import read_items
+from tasks.teachers import LocalTeacher
+from tests.conftest import living_in
+from tests.infra.conftest import PREFIX, artifact, bare  # noqa: F401 (fixtures)
+
+SPEC = EvaluateSpec(latency_sample=3)
+QUESTIONS = [f"where is order {number} please" for number in range(100, 112)]
+Make = Callable[..., Path]
+
+
+def frozen(expected: list[dict[str, Any]], prefix: Prefix | None = PREFIX) -> str:
+    """A dataset whose holdout asks QUESTIONS; every third answer was corrected to "corrected"."""
+    rows = []
+    with session() as db:
+        for i, (question, answer) in enumerate(zip(QUESTIONS, expected, strict=True)):
+            messages, tools = PREFIX.restore([{"role": "user", "content": question}])
+            request = {"model": "gpt-x", "messages": messages, "tools": tools, "stream": True, "stream_options": {}}
+            made = Interaction(
+                source="test", external_id=uuid4().hex, workload="shop", conversation=f"c{i}", at=datetime.now(UTC),
+                request=request, response={},
+            )  # fmt: skip
+            db.add(made)
+            db.flush()
+            corrected = {"role": "assistant", "content": "corrected"} if i % 3 == 0 else None
+            rows.append(
+                {
+                    "interaction_id": made.id, "record": f"{i}", "conversation": f"c{i}", "at": made.at.isoformat(),
+                    "messages": messages[1:] if prefix else messages, "tools": None if prefix else tools,
+                    "expected": corrected or answer, "logged": answer, "rejected": None, "weight": 1.0,
+                    "origin": "correction" if corrected else "logged", "latency_ms": 100.0 + i, "prompt_tokens": None,
+                    "completion_tokens": None,
+                }
+            )  # fmt: skip
+    result = freeze("shop", {"train": [], "validation": [], "holdout": rows}, prefix, {}, {}, None)
+    return str(result["dataset_id"])
+
+
+def candidate(dataset_id: str, folder: Path, name: str = "int8") -> str:
+    with session() as db:
+        db.merge(Student(id="s", dataset_id=dataset_id, path="", report={}, spec={}))
+        db.flush()
+        db.add(
+            Candidate(
+                id=name, student_id="s", name=name, format="gguf", path=str(folder), size=1, spec={},
+                artifact_hash=registry.artifact_hash(folder),
+            )
+        )  # fmt: skip
+    return name
+
+
+@pytest.fixture(scope="module")
+def made(artifact: Make) -> Path:  # noqa: F811
+    return artifact()
+
+
+@pytest.fixture(scope="module")
+def said(made: Path) -> list[dict[str, Any]]:
+    """What the artifact answers to QUESTIONS: asked here one by one, without `tasks.evaluate`."""
+    engine = load(made)
+    asked = [{"messages": [{"role": "user", "content": question}]} for question in QUESTIONS]
+    answers = [engine.chat([request])[0].message for request in asked]
+    engine.close()
+    return answers
+
+
+def logged(text: str = "yes") -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": text}] * len(QUESTIONS)
+
+
+def test_a_candidate_is_scored_by_what_its_engine_answers(home: Path, made: Path, said: list[dict[str, Any]]) -> None:
+    """Its own answers are what is expected, but for each third, which a person corrected."""
+    dataset_id = frozen(said)
+    told: list[tuple[int, int, str]] = []
+    card = evaluate_candidate(
+        dataset_id, candidate(dataset_id, made), SPEC, progress=lambda *step: told.append(step), flow_run_id="run-1"
+    )
+    assert (card["name"], card["subject"], card["asked"]) == ("int8", "candidate:int8", "anew")
+    assert (card["n"], card["quality"]) == (12, pytest.approx(8 / 12))
+    assert card["bytes"] == (made / "model.gguf").stat().st_size
+    assert card["tokens_per_second"] > 0 and card["seconds_per_request"] > 0
+    assert 0 < card["latency_p50_ms"] <= card["latency_p95_ms"]
+    assert told[-1] == (12, 12, "score int8")
+    with session(write=False) as db:
+        row = db.get_one(Scorecard, card["scorecard_id"])
+    assert row.artifact_hash == registry.artifact_hash(made) and row.flow_run_id == "run-1"
+    assert row.spec == {"metric": "quality", "latency_sample": 3, "parallel": 8}
+    assert [item.right for item in read_items(Path(row.path))] == [i % 3 != 0 for i in range(12)]
+    json.dumps(card)
+
+
+def test_a_scorecard_is_made_once_and_becomes_the_newest_when_asked_for_again(home: Path, made: Path) -> None:
+    dataset_id = frozen(logged())
+    name = candidate(dataset_id, made)
+    first = evaluate_candidate(dataset_id, name, SPEC)
+    other = evaluate_candidate(dataset_id, name, EvaluateSpec(metric="tool_call", latency_sample=3))
+    assert other["scorecard_id"] != first["scorecard_id"]
+    assert evaluate_candidate(dataset_id, name, SPEC) == first, "measured again, the speeds would differ"
+    with session(write=False) as db:
+        cards = [db.get_one(Scorecard, card["scorecard_id"]) for card in (first, other)]
+    assert cards[0].created > cards[1].created
+    Path(cards[0].path).unlink()
+    again = evaluate_candidate(dataset_id, name, SPEC)
+    assert again["scorecard_id"] == first["scorecard_id"] and Path(cards[0].path).exists()
+
+
+def test_files_that_changed_since_they_were_made_are_not_scored(home: Path, made: Path, tmp_path: Path) -> None:
+    dataset_id = frozen(logged())
+    folder = tmp_path / "artifact"
+    shutil.copytree(made, folder)
+    name = candidate(dataset_id, folder)
+    with (folder / "model.gguf").open("ab") as weights:
+        weights.write(b"x")
+    with pytest.raises(SetupError, match=r"has files with hash .*, made was .* quantize again"):
+        evaluate_candidate(dataset_id, name, SPEC)
+    with pytest.raises(SetupError, match="candidate 'nothing' is unknown"):
+        evaluate_candidate(dataset_id, "nothing", SPEC)
+
+
+def test_without_a_teacher_its_logged_answers_are_scored(home: Path) -> None:
+    card = evaluate_teacher(frozen(logged()), SPEC)
+    assert (card["name"], card["subject"], card["asked"]) == ("teacher (as logged)", "teacher", "as logged")
+    assert card["quality"] == pytest.approx(8 / 12), "it is wrong where it was corrected, and nowhere else"
+    assert (card["latency_p50_ms"], card["latency_p95_ms"]) == (105.0, 111.0)
+    assert card["seconds_per_request"] is None and card["bytes"] is None
+
+
+def test_a_local_teacher_is_asked_the_whole_request_on_this_machine(tmp_path: Path, bare: Path) -> None:  # noqa: F811
+    with living_in(tmp_path / "home", TEACHER=str(bare)):
+        card = evaluate_teacher(frozen(logged()), SPEC)
+        assert (card["name"], card["asked"], card["n"]) == (f"teacher ({bare.name})", "anew", 12)
+        assert card["seconds_per_request"] > 0 and card["bytes"] > 0
+        with session(write=False) as db:
+            assert db.get_one(Scorecard, card["scorecard_id"]).artifact_hash
+        engine = load(LocalTeacher(str(bare)).artifact())
+        whole = [PREFIX.restore([{"role": "user", "content": question}]) for question in QUESTIONS]
+        replies = engine.chat([{"messages": m, "tools": t, "max_tokens": 1} for m, t in whole])
+        engine.close()
+    assert card["prompt_tokens"] == sum(reply.prompt_tokens for reply in replies), "prompt and tools are asked too"
+
+
+@contextmanager
+def endpoint(answer: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An OpenAI-compatible endpoint on this machine that always says the same, and what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            body = json.dumps({"choices": [{"message": {"role": "assistant", "content": answer}}]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_an_endpoint_is_asked_what_the_application_asked(tmp_path: Path) -> None:
+    with endpoint("corrected") as (url, asked), living_in(tmp_path / "home", TEACHER=url):
+        card = evaluate_teacher(frozen(logged()), SPEC)
+    assert card["quality"] == pytest.approx(4 / 12)
+    assert (card["asked"], card["seconds_per_request"], card["latency_p50_ms"]) == ("anew", None, 105.0)
+    assert len(asked) == 12
+    for body in asked:
+        assert body["model"] == "gpt-x" and body["messages"][0]["role"] == "system" and len(body["tools"]) == 1
+        assert body["stream"] is False and "stream_options" not in body
+
+
+def test_the_champion_is_scored_as_it_serves(home: Path, made: Path, said: list[dict[str, Any]]) -> None:
+    dataset_id = frozen(said)
+    assert evaluate_champion(dataset_id, SPEC) == {}
+    version, _ = registry.register("shop", made, metrics={}, tags={"name": "int8"}, parameters={}, run_name="x")
+    registry.promote("shop", version)
+    card = evaluate_champion(dataset_id, SPEC)
+    assert (card["subject"], card["name"]) == (f"champion:{version}", f"champion {version} (int8)")
+    assert card["quality"] == pytest.approx(8 / 12)
+
+
+def test_an_artifact_with_another_prefix_is_asked_in_full(home: Path, artifact: Make, made: Path) -> None:  # noqa: F811
+    dataset_id = frozen(logged())
+    other = artifact(prefix=Prefix("Another job.", ()).to_json())
+    counts = [
+        evaluate_candidate(dataset_id, candidate(dataset_id, folder, name), SPEC)["prompt_tokens"]
+        for folder, name in ((made, "baked"), (other, "other"))
+    ]
+    assert counts[1] > 2 * counts[0]
+
+
+def test_candidates_are_those_of_every_student_of_the_dataset_newest_first(home: Path, made: Path) -> None:
+    dataset_id = frozen(logged())
+    other = frozen(logged("other"))
+    for name in ("first", "second"):
+        candidate(dataset_id, made, name)
+    with session() as db:
+        db.add(Student(id="s2", dataset_id=other, path="", report={}, spec={}))
+        db.flush()
+        db.add(
+            Candidate(
+                id="x", student_id="s2", name="x", format="gguf", path=str(made), size=1, spec={}, artifact_hash="0"
+            )
+        )
+    assert candidates_of(dataset_id) == ["second", "first"]
+    assert candidates_of("nothing") == []

@@ -1,0 +1,281 @@
+"""Release against a real database and a real MLflow registry; only the models' answers are made up."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from infra import registry
+from infra.database.session import session
+from infra.database.tables import Candidate, Dataset, Scorecard, Student, Verdict
+from infra.settings import SetupError, settings
+from tasks.release import GateSpec, newest_dataset, release, rollback, scorecard_table, verdict_markdown
+from tasks.scorecards import score, write_items
+from tests.conftest import living_in
+
+SPEC = GateSpec()
+N = 300
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for the file: MLflow takes seconds to make its tables. Each test has a workload of its own."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def at_home(shared_home: Path) -> Iterator[None]:
+    with living_in(shared_home, TEACHER=""):
+        yield
+
+
+@dataclass
+class Turn:
+    """A turn of the wheel up to its scorecards: a dataset, a student, and what was scored."""
+
+    workload: str
+    number: int = 1
+
+    @property
+    def dataset_id(self) -> str:
+        return f"{self.workload}-{self.number}"
+
+    def __post_init__(self) -> None:
+        with session() as db:
+            db.add(Dataset(id=self.dataset_id, workload=self.workload, path="", report={}, spec={}))
+            db.flush()
+            db.add(Student(id=self.dataset_id, dataset_id=self.dataset_id, path="", report={}, spec={}))
+
+    def candidate(self, name: str, content: bytes = b"") -> str:
+        folder = settings().home / "candidates" / f"{self.dataset_id}-{name}"
+        folder.mkdir(parents=True)
+        (folder / "model.gguf").write_bytes(content or name.encode() + self.dataset_id.encode())
+        (folder / "flywheel.json").write_text("{}")
+        with session() as db:
+            db.add(
+                Candidate(
+                    id=folder.name, student_id=self.dataset_id, name=name, format="gguf", path=str(folder),
+                    artifact_hash=registry.artifact_hash(folder), size=1, spec={"method": {"name": "rtn", "bits": 4}},
+                )
+            )  # fmt: skip
+        return folder.name
+
+    def scored(self, subject: str, wrong: Sequence[int] = (), seconds: float | None = 0.1, bytes: int = 1000) -> str:
+        rows = [
+            {"interaction_id": i, "conversation": f"c{i}", "expected": {"role": "assistant", "content": "yes"}}
+            for i in range(N)
+        ]
+        answers = [{"role": "assistant", "content": "no" if i in wrong else "yes"} for i in range(N)]
+        metrics, items = score(rows, answers, "quality")
+        card_id = f"{self.dataset_id}-{subject}"
+        path = settings().home / "scorecards" / card_id.replace(":", "-") / "items.parquet"
+        write_items(path, rows, answers, items)
+        measured = {"bytes": bytes, "seconds_per_request": seconds, "tokens_per_second": 100.0, "latency_p50_ms": 9.0}
+        with session() as db:
+            found = db.get(Candidate, subject.partition(":")[2]) if subject.startswith("candidate:") else None
+            db.merge(
+                Scorecard(
+                    id=card_id, dataset_id=self.dataset_id, subject=subject, path=str(path), spec={},
+                    artifact_hash=found.artifact_hash if found else None,
+                    metrics={"name": f"the {subject}", **metrics, **measured},
+                )
+            )  # fmt: skip
+        return card_id
+
+    def model(self, name: str, content: bytes = b"", **scored: Any) -> str:
+        candidate_id = self.candidate(name, content)
+        self.scored(f"candidate:{candidate_id}", **scored)
+        return candidate_id
+
+
+def verdicts(workload: str) -> dict[str, Verdict]:
+    with session(write=False) as db:
+        query = select(Verdict).where(Verdict.workload == workload).order_by(Verdict.created)
+        return {v.candidate_id: v for v in db.scalars(query)}
+
+
+def test_the_cheapest_of_those_that_pass_serves_and_the_rejected_are_not_registered() -> None:
+    turn = Turn("cheapest")
+    turn.scored("teacher", seconds=1.0, bytes=50_000_000)
+    good = turn.model("int8", seconds=0.5, bytes=2_400_000)
+    best = turn.model("int4", wrong=[1], seconds=0.2, bytes=1_300_000)
+    bad = turn.model("int2", wrong=range(60), seconds=0.1, bytes=700_000)
+    result = release(turn.dataset_id, SPEC, flow_run_id="run-1")
+    assert (result["outcome"], result["winner"], result["reference"]) == ("promote", "int4", "teacher")
+    served = registry.champion("cheapest")
+    assert served is not None and served.version == result["version"]
+    assert served.tags["candidate_id"] == best and served.tags["dataset_id"] == turn.dataset_id
+    assert served.tags["reference"] == "teacher" and served.tags["flow_run_id"] == "run-1"
+    stored = verdicts("cheapest")
+    assert {key: v.outcome for key, v in stored.items()} == {good: "promote", best: "promote", bad: "reject"}
+    assert stored[best].model_version == served.version and stored[good].model_version
+    assert stored[bad].model_version is None and stored[best].mlflow_run_id
+    assert "at most" in stored[bad].reasons["reasons"][0]
+
+    table = scorecard_table(result)
+    assert [row["model"] for row in table] == ["the teacher", "int8", "int4", "int2"]
+    assert table[2] == {
+        "model": "int4", "quality [95 % CI]": "99.7% [98.1%, 99.9%]", "bytes": "1.3 MB", "tokens/s": "100",
+        "p50 ms": "9", "cost per 1,000 (teacher 1)": "0.20", "verdict": "promote",
+    }  # fmt: skip
+    assert [row["verdict"] for row in table] == ["reference", "promote", "promote", "reject"]
+    text = verdict_markdown(result)
+    assert text.startswith(f"**promote** of cheapest: int4 serves as version {served.version}")
+    assert "- int2: reject; on the holdout 80.0% right against 100.0%" in text
+
+
+def test_doing_it_again_changes_nothing() -> None:
+    turn = Turn("again")
+    turn.scored("teacher")
+    turn.model("int4")
+    first = release(turn.dataset_id, SPEC)
+    second = release(turn.dataset_id, SPEC)
+    assert second["version"] == first["version"] == "1"
+    assert second["outcome"] == "promote"
+    with pytest.raises(SetupError, match="nothing to roll back to"):
+        rollback("again")
+
+
+def test_the_next_turn_is_held_against_the_champion_not_the_teacher() -> None:
+    first = Turn("next")
+    first.scored("teacher")
+    first.model("int4")
+    assert release(first.dataset_id, SPEC)["version"] == "1"
+    second = Turn("next", 2)
+    second.scored("teacher", wrong=range(60))
+    second.scored("champion:1")
+    with session() as db:
+        card = db.get_one(Scorecard, f"{second.dataset_id}-champion:1")
+        served = registry.champion("next")
+        assert served is not None
+        card.artifact_hash = served.artifact_hash
+    second.model("worse", wrong=range(40))  # better than the teacher, worse than what serves
+    result = release(second.dataset_id, SPEC)
+    assert (result["outcome"], result["reference"], result["version"]) == ("reject", "champion:1", None)
+    assert registry.champion_number("next") == "1"
+    assert [row["verdict"] for row in scorecard_table(result)] == ["", "reference", "reject"]
+
+    second.model("better")
+    assert release(second.dataset_id, SPEC)["version"] == "2"
+    assert rollback("next") == {"workload": "next", "champion": "1", "previous": "2"}
+    assert registry.champion_number("next") == "1"
+
+
+def test_the_champions_own_files_are_not_registered_again() -> None:
+    first = Turn("own")
+    first.scored("teacher")
+    first.model("int4", b"the same bytes")
+    release(first.dataset_id, SPEC)
+    second = Turn("own", 2)
+    second.scored("teacher")
+    second.model("int4", b"the same bytes")  # its scorecard is the champion's too: the files are the same
+    result = release(second.dataset_id, SPEC)
+    assert (result["outcome"], result["version"], result["reference"]) == ("promote", "1", "champion:1")
+    with pytest.raises(SetupError, match="nothing to roll back to"):
+        rollback("own")
+
+
+def test_inconclusive_never_promotes_nor_registers() -> None:
+    turn = Turn("unclear")
+    turn.scored("teacher")
+    turn.model("int4", wrong=range(7))
+    result = release(turn.dataset_id, SPEC)
+    assert result["outcome"] == "inconclusive" and result["winner"] is None and result["version"] is None
+    assert "items would tell" in result["reasons"][0]
+    assert registry.champions().get("unclear") is None
+    assert "nothing is shown either way" in verdict_markdown(result)
+
+
+def test_a_missing_reference_fails_closed() -> None:
+    turn = Turn("no-reference")
+    turn.model("int4")
+    result = release(turn.dataset_id, SPEC)
+    assert result["outcome"] == "inconclusive"
+    assert "the teacher has no scorecard on this dataset" in result["reasons"][0]
+    assert scorecard_table(result)[0]["quality [95 % CI]"] == "n/a"
+    assert scorecard_table(result)[1]["cost per 1,000 (teacher 1)"] == "n/a"
+    assert registry.champion("no-reference") is None
+
+
+def test_a_champion_that_was_not_scored_on_this_dataset_fails_closed() -> None:
+    first = Turn("unscored")
+    first.scored("teacher")
+    first.model("int4")
+    release(first.dataset_id, SPEC)
+    second = Turn("unscored", 2)
+    second.scored("teacher")
+    second.model("other")
+    result = release(second.dataset_id, SPEC)
+    assert (result["outcome"], result["reference"]) == ("inconclusive", "champion:1")
+    assert registry.champion_number("unscored") == "1"
+
+
+@pytest.mark.parametrize("damage", ["no scorecard", "no items", "other dataset", "other files", "changed files"])
+def test_a_candidate_whose_evidence_is_missing_is_not_promoted(damage: str) -> None:
+    turn = Turn(f"damaged {damage}")
+    turn.scored("teacher")
+    candidate_id = turn.model("int4")
+    with session() as db:
+        card = db.get_one(Scorecard, f"{turn.dataset_id}-candidate:{candidate_id}")
+        candidate = db.get_one(Candidate, candidate_id)
+        if damage == "no scorecard":
+            db.delete(card)
+        elif damage == "no items":
+            Path(card.path).unlink()
+        elif damage == "other dataset":
+            card.dataset_id = _other_dataset(db)
+        elif damage == "other files":
+            card.artifact_hash = "0" * 64
+        else:
+            (Path(candidate.path) / "model.gguf").write_bytes(b"other")
+    if damage == "changed files":
+        with pytest.raises(SetupError, match="no longer what was scored"):
+            release(turn.dataset_id, SPEC)
+    else:
+        assert release(turn.dataset_id, SPEC)["outcome"] == "inconclusive"
+    assert registry.champion(turn.workload) is None
+
+
+def _other_dataset(db: Any) -> str:
+    db.add(Dataset(id="elsewhere", workload="elsewhere", path="", report={}, spec={}))
+    db.flush()
+    return "elsewhere"
+
+
+def test_candidates_of_one_name_are_told_apart() -> None:
+    turn = Turn("twins")
+    turn.scored("teacher")
+    turn.model("int4")
+    with session() as db:
+        db.add(Student(id="twins-other", dataset_id=turn.dataset_id, path="", report={}, spec={}))
+        db.flush()
+        twin = db.get_one(Candidate, f"{turn.dataset_id}-int4")
+        db.add(
+            Candidate(
+                id="ffff", student_id="twins-other", name="int4", format="gguf", path=twin.path,
+                artifact_hash=twin.artifact_hash, size=1, spec={},
+            )
+        )  # fmt: skip
+    names = [row["name"] for row in release(turn.dataset_id, SPEC)["rows"]]
+    assert sorted(names[1:]) == ["int4 · ffff", "int4 · twin"]
+
+
+def test_what_a_person_gets_wrong_is_one_line() -> None:
+    with pytest.raises(SetupError, match="dataset 'nothing' is unknown"):
+        release("nothing", SPEC)
+    Turn("bare")
+    with pytest.raises(SetupError, match="has no candidates"):
+        release("bare-1", SPEC)
+    with pytest.raises(SetupError, match=r"workload 'shoop' has no dataset; those with a dataset are .*'bare'"):
+        newest_dataset("shoop")
+    with pytest.raises(SetupError, match="'shoop' has nothing to roll back to: it has no champion"):
+        rollback("shoop")
+
+
+def test_the_newest_dataset_is_the_last_one_frozen() -> None:
+    Turn("dated")
+    Turn("dated", 2)
+    assert newest_dataset("dated") == "dated-2"
