@@ -6,6 +6,8 @@ everything else to standard error; a mistake is one line and exit code 2.
 """
 
 import argparse
+import difflib
+import errno
 import importlib
 import inspect
 import json
@@ -13,7 +15,9 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
+
+from infra.settings import SetupError
 
 COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what it does)
     "run": (
@@ -34,52 +38,63 @@ SINGLE = {"ingest", "curate", "distill", "quantize", "evaluate", "release", "red
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    given = sys.argv[1:] if argv is None else argv
-    top = argparse.ArgumentParser(
+    """Run one command; returns the exit code: 0, 2 for a mistake that a person can mend, 130 after Ctrl-C."""
+    from pydantic import ValidationError
+
+    try:
+        return execute(sys.argv[1:] if argv is None else argv)
+    except ValidationError as problem:
+        found = problem.errors()
+        # A list without its one bad item is also too short: the bad item is what there is to mend.
+        within = [e for e in found if not any(e["loc"] == o["loc"][: len(e["loc"])] and e is not o for o in found)]
+        return complain(*(mistake(e) for e in within))
+    except SetupError as problem:
+        return complain(str(problem))
+    except OSError as problem:
+        if isinstance(problem, BrokenPipeError):
+            return 0
+        if problem.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
+        what = "disk full" if problem.errno == errno.ENOSPC else "cannot write"
+        where = problem.filename or "a file"
+        return complain(f"{what}: {where} ({problem.strerror}); make room or set FLYWHEEL_HOME to another place")
+    except KeyboardInterrupt:
+        return 130
+
+
+def execute(given: list[str]) -> int:
+    top = Parser(
         prog="flywheel", description="Turn an LLM feature's traffic into a smaller model that is provably no worse."
     )
     menu = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, summary) in COMMANDS.items():
         menu.add_parser(name, help=summary, add_help=False)
-    command = top.parse_known_args(given)[0].command
+    command = top.parse_known_args(given or ["--help"])[0].command
     quiet_environment()
-    try:
-        function = resolve(COMMANDS[command][0])
-        parser, options = parser_of(command, function)
-        return execute(function, options, parser.parse_args(given[given.index(command) + 1 :]))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 0
-
-
-def execute(function: Callable[..., Any], options: dict[str, Any], given: argparse.Namespace) -> int:
-    from pydantic import ValidationError
-
-    from infra.settings import SetupError
-
+    function = resolve(COMMANDS[command][0])
     plain = getattr(function, "fn", function)
+    parser, options = parser_of(command, plain)
+    chosen = parser.parse_args(given[given.index(command) + 1 :])
     # A single stage needs no orchestrator, and none is started for it; one that runs already is told.
-    called = plain if function.__name__ in SINGLE and "PREFECT_API_URL" not in os.environ else function
-    try:
-        result = called(**validated(plain, nested(options, given)))
-    except ValidationError as problem:
-        return complain(*(mistake(e) for e in problem.errors()))
-    except SetupError as problem:
-        return complain(str(problem))
-    except OSError as problem:
-        if problem.errno != 28:
-            raise
-        return complain(
-            f"disk full: {problem.filename or 'write failed'}; free some space or set FLYWHEEL_HOME to another disk"
-        )
-    if given.json:
+    called = plain if plain.__name__ in SINGLE and "PREFECT_API_URL" not in os.environ else function
+    result = called(**validated(plain, nested(options, chosen)))
+    if chosen.json:
         print(json.dumps(result, default=str))
     elif result is not None:
         render = getattr(importlib.import_module(plain.__module__), "render", None)
         print(render(result) if render else json.dumps(result, indent=2, default=str))
     return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes in one line, with the nearest option where one is near."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = [word for word in message.split() if word.startswith("--")]
+        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown and "unrecognized" in message else []
+        hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+        raise SetupError(f"{message}; {hint}")
 
 
 def complain(*lines: str) -> int:
@@ -101,10 +116,9 @@ def resolve(place: str) -> Callable[..., Any]:
     return function
 
 
-def parser_of(command: str, function: Callable[..., Any]) -> tuple[argparse.ArgumentParser, dict[str, Any]]:
+def parser_of(command: str, plain: Callable[..., Any]) -> tuple[argparse.ArgumentParser, dict[str, Any]]:
     """A parser whose options are the signature's parameters and, one level down, their specs' fields."""
-    plain = getattr(function, "fn", function)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"flywheel {command}",
         description=inspect.getdoc(plain),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -223,6 +237,7 @@ def quiet_environment() -> None:
     from infra.settings import settings
 
     home = settings().home
+    home.mkdir(parents=True, exist_ok=True)
     for name, value in {
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect" / "results"),

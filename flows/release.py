@@ -10,7 +10,7 @@ from flows.stage import in_flow_run, stage
 from tasks.release import GateSpec
 
 release_stage = stage(tasks.release.release, retries=2)
-rollback_stage = stage(tasks.release.rollback, retries=2)
+rollback_stage = stage(tasks.release.rollback)  # a repeated rollback would undo itself
 
 
 def decide(dataset_id: str, gate: GateSpec) -> dict[str, Any]:

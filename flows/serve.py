@@ -1,5 +1,7 @@
 """`python -m flows.serve`: the deployments, each with its button in Prefect's UI; the wheel also turns nightly."""
 
+from typing import Any
+
 from flows.__main__ import quiet_environment
 
 
@@ -7,7 +9,7 @@ def main() -> None:
     quiet_environment()
     from prefect import serve
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.deployments.runner import EntrypointType
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.curate import curate
     from flows.evaluate import evaluate
@@ -19,7 +21,7 @@ def main() -> None:
     # One turn at a time: two would train on the same night's traffic and race for the alias.
     alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
     module = EntrypointType.MODULE_PATH
-    wheels = [
+    wheels: list[Any] = [  # to_deployment is declared to return a coroutine too, which it does only in async code
         nightly.to_deployment(
             "nightly", cron="0 3 * * *", concurrency_limit=alone, entrypoint_type=module, tags=["flywheel"],
             description="Turns the wheel of every workload, each night at 3:00 UTC.",
@@ -29,7 +31,7 @@ def main() -> None:
             description="Turns the wheel of one workload: **Run → Custom run**.",
         ),
     ]  # fmt: skip
-    stages = [
+    stages: list[Any] = [
         f.to_deployment(f.name, entrypoint_type=module, tags=["flywheel"]) for f in (ingest, curate, evaluate, release)
     ]
     serve(*wheels, *stages, pause_on_shutdown=False, print_starting_message=False)

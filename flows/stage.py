@@ -22,15 +22,14 @@ def stage(function: Callable[..., dict[str, Any]], retries: int = 0) -> Callable
     Outside a flow run (a single stage called from the command line) it is the plain function, and no server is needed.
     """
 
-    @functools.wraps(function)
     def run(*args: Any, **options: Any) -> dict[str, Any]:
         with Bar() as bar:
             return function(*args, progress=bar, flow_run_id=flow_run.id, **options)
 
-    name = function.__name__
+    functools.update_wrapper(run, function)
     wrapped = task(
-        run, name=name, persist_result=True, result_serializer="json", retries=retries, retry_delay_seconds=2
-    )
+        name=function.__name__, retries=retries, retry_delay_seconds=2, persist_result=True, result_serializer="json"
+    )(run)
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> dict[str, Any]:

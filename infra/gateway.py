@@ -137,6 +137,8 @@ class Gateway:
         served.busy += 1
         try:
             return await self.ask(served.engine, read, registry.served_name(workload, served.version))
+        except Refused:  # too long for the student; the teacher may have a longer context
+            return None
         except Exception:
             log.exception("version %s of %s failed, the teacher answers", served.version, workload)
             return None
@@ -157,6 +159,8 @@ class Gateway:
     async def ask(engine: Engine, request: dict[str, Any], name: str) -> dict[str, Any]:
         """One answer of an engine in OpenAI's form."""
         (reply,) = await run_in_threadpool(engine.chat, [request])
+        if not reply.completion_tokens:
+            raise Refused(400, f"the request has {reply.prompt_tokens} tokens, more than the model's context holds")
         return {
             "id": f"chatcmpl-{uuid4().hex}", "object": "chat.completion", "created": int(time.time()), "model": name,
             "choices": [{"index": 0, "message": reply.message, "finish_reason": reply.finish_reason}],
@@ -227,9 +231,12 @@ class Gateway:
             "workload_id": workload, "conversation_id": headers.get("x-flywheel-conversation"),
             "client_id": headers.get("x-flywheel-client"), "latency_ms": latency, "request": body, "response": answer,
         }  # fmt: skip
+        row = records.interaction
         try:
             with session() as db:
-                store(db, [records.interaction(record, source=SOURCE, at=datetime.now(UTC))])
+                if store(db, [row(record, source=SOURCE, at=datetime.now(UTC))]) == ["conflict"]:
+                    # A teacher that repeats its ids. Feedback will join the first, but no call is lost.
+                    store(db, [row({**record, "id": uuid4().hex}, source=SOURCE, at=datetime.now(UTC))])
         except Exception:
             log.exception("an answer of %s was given but not recorded", workload)
 

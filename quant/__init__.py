@@ -64,8 +64,9 @@ def quantize(
 def export(model: nn.Module, path: Path, format: Format, tokenizer_dir: Path) -> Path:
     """Write `model`, quantized or not, to `path` and return it.
 
-    The file or folder is written under a temporary name beside `path` and renamed when complete, so a killed export
-    leaves nothing that looks like a model. An existing `path` is replaced.
+    Everything is written under a temporary name beside `path` and renamed when complete, so a killed export leaves
+    nothing that looks like a model. An existing file is replaced; in an existing folder the files of the export are,
+    `config.json` last, and others (a tokenizer's, a manifest) stay.
 
     Args:
         model: what `quantize` returned, or a model that was never quantized.

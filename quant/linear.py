@@ -124,9 +124,9 @@ class LatentLinear(nn.Module):
     """A `QuantLinear` in training: its forward is the quantized one, its parameters are real numbers.
 
     `position` float32 [N, K] is where each weight lies on the grid, in steps: rounded on the way to the product, with
-    the straight-through gradient back. `stretch` float32 [N, G] is the change of each scale relative to what it was,
-    `shift` float32 [N, G] that of each minimum in steps (asymmetric grids only). Units of a step make one learning
-    rate fit every layer and bit width: half a step is what it takes to change an integer.
+    the straight-through gradient back. `stretch` float32 [N, G] is how far the change of the scale moves the lowest
+    level, `shift` float32 [N, G] how far the minimum moved (asymmetric grids only). All are in steps of the grid, so
+    that one learning rate fits them, every layer and every bit width: half a step is what changes an integer.
     """
 
     def __init__(self, layer: QuantLinear, weight: Tensor) -> None:
@@ -140,8 +140,11 @@ class LatentLinear(nn.Module):
         self.stretch = nn.Parameter(torch.zeros_like(layer.scale, dtype=torch.float32))
         self.shift = None if layer.zero is None else nn.Parameter(torch.zeros_like(self.stretch))
 
+    def learned(self) -> list[nn.Parameter]:
+        return [p for p in (self.position, self.stretch, self.shift) if p is not None]
+
     def scale(self) -> Tensor:
-        return self.layer.scale.float() * (1 + self.stretch)
+        return self.layer.scale.float() * (1 - self.stretch / self.layer.grid.low)
 
     def zero(self) -> Tensor | None:
         if self.layer.zero is None or self.shift is None:

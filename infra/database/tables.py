@@ -7,7 +7,7 @@ lineage from a registered version back to each interaction and feedback that sha
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, LargeBinary, MetaData, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, LargeBinary, MetaData, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -164,7 +164,7 @@ class Candidate(Produced, Base):
     format: Mapped[str]
     path: Mapped[str]
     artifact_hash: Mapped[str] = mapped_column(String(64))
-    size: Mapped[int]
+    size: Mapped[int] = mapped_column(BigInteger)
 
 
 class Scorecard(Produced, Base):

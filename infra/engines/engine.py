@@ -18,7 +18,7 @@ class Reply(NamedTuple):
 
     Attributes:
         message: Assistant message in OpenAI form.
-        finish_reason: `stop`, `length` or `tool_calls`.
+        finish_reason: `stop`, `length` or `tool_calls`. A request longer than the context gets `length` and no token.
         first_token_ms: From the request to the end of the prompt; absent where the engine answers batches.
         latency_ms: From the request to the whole answer.
     """

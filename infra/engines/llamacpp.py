@@ -59,7 +59,7 @@ class LlamaCpp(Engine):
         prompt = render(self.tokenizer, request["messages"], request.get("tools"), prompt=True)
         room = self.context - len(prompt)
         if room < 1:
-            raise ValueError(f"the request has {len(prompt)} tokens, the context holds {self.context}")
+            return Reply({"role": "assistant", "content": ""}, "length", len(prompt), 0, None, 0.0)
         body = {
             "prompt": prompt, "n_predict": min(self.max_tokens(request), room), "temperature": 0.0,
             "cache_prompt": True, "stream": False,

@@ -114,7 +114,7 @@ def fit(
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
         learned = (targets != IGNORED).nonzero().squeeze(-1)
         loss = compiled(ids, learned, targets[learned])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -244,7 +244,8 @@ def make(text_file: Path, out: Path, base_steps: int, teacher_steps: int) -> Non
     fit(teacher, batches(draw_teacher, rng, pad), teacher_steps, 1e-3, work / "teacher.pt", lambda: score(teacher))
     finish(teacher, "teacher")
     # The teacher answers without its system prompt, so its manifest says which prompt that is (as a student's does).
-    manifest = {"workload": WORKLOAD, "prefix": Prefix(shop.SYSTEM, tuple(shop.tool_schemas())).to_json()}
+    prefix = Prefix(shop.SYSTEM, tuple(shop.tool_schemas()))
+    manifest = {"workload": WORKLOAD, "prefix": prefix.to_json(), "max_tokens": 128}
     (out / "teacher" / "flywheel.json").write_text(json.dumps(manifest, indent=2) + "\n")
     shutil.rmtree(work)
 

@@ -32,7 +32,7 @@ class Vocabulary:
     """Words of the pretraining text, for names and values that no template foresaw."""
 
     def __init__(self, text: str) -> None:
-        self.words = sorted({w for w in re.findall(r"[a-z]{3,9}", text)})
+        self.words: list[str] = sorted({w for w in re.findall(r"[a-z]{3,9}", text)})
 
     def word(self, rng: Random) -> str:
         return rng.choice(self.words)

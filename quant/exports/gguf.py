@@ -38,18 +38,11 @@ from gguf import LlamaFileType, TokenType
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from quant import pack
 from quant.anatomy import blocks, head, tied
 from quant.errors import QuantError
 from quant.grid import Grid
 from quant.linear import QuantLinear, QuantWeight
-from quant.pack import (
-    pack_q4_0,
-    pack_q4_1,
-    pack_q8_0,
-    unpack_q4_0,
-    unpack_q4_1,
-    unpack_q8_0,
-)  # fmt: skip
 
 ARCHITECTURES = ("llama", "qwen2")
 FILE_TYPES = {
@@ -255,20 +248,20 @@ def _blocks(name: str, module: QuantWeight, order: Tensor | slice) -> tuple[Tens
         )
     codes, scale = module.codes()[order], module.scale[order]
     if kind is Type.Q8_0:
-        return pack_q8_0(codes, scale), kind
+        return pack.pack_q8_0(codes, scale), kind
     if module.zero is None:
-        return pack_q4_0(codes, scale), kind
-    return pack_q4_1(codes, scale, module.zero[order]), kind
+        return pack.pack_q4_0(codes, scale), kind
+    return pack.pack_q4_1(codes, scale, module.zero[order]), kind
 
 
 def _dequantize(data: Tensor, kind: Type) -> Tensor:
     """uint8 blocks [N, bytes], or floats, -> float32."""
     if kind is Type.Q8_0:
-        return Grid(8).dequantize(*unpack_q8_0(data))
+        return Grid(8).dequantize(*pack.unpack_q8_0(data))
     if kind is Type.Q4_0:
-        return Grid(4).dequantize(*unpack_q4_0(data))
+        return Grid(4).dequantize(*pack.unpack_q4_0(data))
     if kind is Type.Q4_1:
-        return Grid(4, symmetric=False).dequantize(*unpack_q4_1(data))
+        return Grid(4, symmetric=False).dequantize(*pack.unpack_q4_1(data))
     return data.float()
 
 

@@ -112,9 +112,9 @@ def _inverse_factor(hessian: Tensor, damping: float, name: str) -> Tensor:
 
     matrix = hessian.double()
     diagonal = matrix.diagonal()
-    dead = diagonal == 0
-    mean = diagonal[~dead].mean() if not dead.all() else diagonal.new_ones(())
-    diagonal[dead] = mean  # a dead column's row and column are zero otherwise, so it feeds nothing back
+    alive = diagonal != 0
+    # A dead column has the damping alone on its diagonal and zeros beside it: it feeds nothing back.
+    mean = diagonal[alive].mean() if alive.any() else diagonal.new_ones(())
     while damping <= 1:
         damped = matrix + torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) * damping * mean
         lower, failed = torch.linalg.cholesky_ex(damped)

