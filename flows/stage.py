@@ -6,6 +6,7 @@ the UI and in a new run alike.
 """
 
 import functools
+import inspect
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +28,10 @@ def stage(function: Callable[..., dict[str, Any]], retries: int = 0) -> Callable
             return function(*args, progress=bar, flow_run_id=flow_run.id, **options)
 
     functools.update_wrapper(run, function)
+    # Prefect fills in a signature's defaults; it must not see the two arguments that are given here.
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    run.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
     wrapped = task(
         name=function.__name__, retries=retries, retry_delay_seconds=2, persist_result=True, result_serializer="json"
     )(run)

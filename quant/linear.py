@@ -124,15 +124,17 @@ class LatentLinear(nn.Module):
     """A `QuantLinear` in training: its forward is the quantized one, its parameters are real numbers.
 
     `position` float32 [N, K] is where each weight lies on the grid, in steps: rounded on the way to the product, with
-    the straight-through gradient back. `stretch` float32 [N, G] is how far the change of the scale moves the lowest
-    level, `shift` float32 [N, G] how far the minimum moved (asymmetric grids only). All are in steps of the grid, so
-    that one learning rate fits them, every layer and every bit width: half a step is what changes an integer.
+    the straight-through gradient back. `stretch` float32 [N, G] is the change of a scale relative to what it was,
+    `shift` float32 [N, G] that of a minimum in steps (asymmetric grids only), both times half the number of levels.
+    So one learning rate fits all three, every layer and bit width: half a step is what changes an integer, and a
+    scale moves its outermost levels as fast as a weight moves itself.
     """
 
     def __init__(self, layer: QuantLinear, weight: Tensor) -> None:
         """Start at the integers of `layer`, leaning towards `weight` float [N, K] by `LEAN` of a step at most."""
         super().__init__()
         self.layer = layer
+        self.half = 2 ** (layer.grid.bits - 1)
         codes = layer.codes().float()
         lean = layer.grid.position(weight, layer.scale, layer.zero) - codes
         self.position = nn.Parameter(codes + lean.clamp(-LEAN, LEAN))
@@ -144,12 +146,12 @@ class LatentLinear(nn.Module):
         return [p for p in (self.position, self.stretch, self.shift) if p is not None]
 
     def scale(self) -> Tensor:
-        return self.layer.scale.float() * (1 - self.stretch / self.layer.grid.low)
+        return self.layer.scale.float() * (1 + self.stretch / self.half)
 
     def zero(self) -> Tensor | None:
         if self.layer.zero is None or self.shift is None:
             return None
-        return self.layer.zero.float() + self.layer.scale.float() * self.shift
+        return self.layer.zero.float() + self.layer.scale.float() * self.shift / self.half
 
     def forward(self, x: Tensor) -> Tensor:
         grid = self.layer.grid

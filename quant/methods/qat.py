@@ -13,9 +13,9 @@ weight, so that s and p are independent and no gradient scale is needed. The los
 
 * Positions are in steps of the grid and start on GPTQ's integers, pulled a quarter of a step at most towards where the
   unquantized weight lies: weights that GPTQ nearly rounded the other way are the first to change their mind.
-* Adam, the rate falling to zero, positions kept inside the range (outside, no gradient would ever bring them back).
-  The default rate is the best over 2, 3, 4 and 8 bits; at twice the rate 2 and 3 bits end worse than they began. Few
-  integers change at it: most of the gain is the scales'.
+* Adam at one rate, falling to zero, for positions and scales in the units of `LatentLinear`; positions stay inside the
+  range (outside, no gradient would ever bring them back). The default is the best over 2, 3, 4 and 8 bits; at twice
+  the rate 2 and 3 bits end worse than they began. Few integers change at it: most of the gain is the scales'.
 * Every `HELD`-th sequence is held back. A quarter of the way at a time, the model is settled on its integers and fp16
   scales and measured on them; the best state wins, the GPTQ state among them. So training never makes it worse.
 * Left alone: embedding, head, norms and biases. Norms were tried: no gain beyond noise, and they would no longer be
@@ -50,7 +50,7 @@ class QAT(IntegerWeights):
     Attributes:
         name: which method this is.
         steps: optimizer steps, each on one of the batches; 0 is GPTQ.
-        learning_rate: peak rate of Adam for the weights, in steps of the grid.
+        learning_rate: peak rate of Adam, in steps of the grid.
         seed: of the order of the batches.
     """
 

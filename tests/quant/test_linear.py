@@ -71,7 +71,9 @@ def test_the_gradient_of_a_scale_is_that_of_its_group(linear: nn.Linear) -> None
     output = 2 * layer(x)  # dL/dy
     by_weight = output.T @ x  # dL/dw [24, 64], and so dL/ds = sum of dL/dw (q - low)
     step = layer.scale.float()
-    expected = (by_weight * (layer.codes().float() + 8)).unflatten(1, (2, 32)).sum(-1) * step
+    expected = (by_weight * (layer.codes().float() + 8)).unflatten(1, (2, 32)).sum(-1) * step / 8  # half of 16 levels
     assert latent.stretch.grad is not None and latent.shift is not None and latent.shift.grad is not None
     torch.testing.assert_close(latent.stretch.grad, expected, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(latent.shift.grad, by_weight.unflatten(1, (2, 32)).sum(-1) * step, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        latent.shift.grad, by_weight.unflatten(1, (2, 32)).sum(-1) * step / 8, rtol=1e-3, atol=1e-3
+    )
