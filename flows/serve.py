@@ -12,10 +12,13 @@ def main() -> None:
     from prefect.types.entrypoint import EntrypointType
 
     from flows.curate import curate
+    from flows.distill import distill
     from flows.evaluate import evaluate
     from flows.flywheel import flywheel
     from flows.ingest import ingest
     from flows.nightly import nightly
+    from flows.quantize import quantize
+    from flows.redeploy import redeploy
     from flows.release import release
 
     # One turn at a time: two would train on the same night's traffic and race for the alias.
@@ -31,9 +34,8 @@ def main() -> None:
             description="Turns the wheel of one workload: **Run → Custom run**.",
         ),
     ]  # fmt: skip
-    stages: list[Any] = [
-        f.to_deployment(f.name, entrypoint_type=module, tags=["flywheel"]) for f in (ingest, curate, evaluate, release)
-    ]
+    single = (ingest, curate, distill, quantize, evaluate, release, redeploy)
+    stages: list[Any] = [f.to_deployment(f.name, entrypoint_type=module, tags=["flywheel"]) for f in single]
     serve(*wheels, *stages, pause_on_shutdown=False, print_starting_message=False)
 
 

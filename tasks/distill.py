@@ -6,6 +6,7 @@ What is learned and how is in `trainer.py`; here a dataset and a spec become a s
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,27 +26,21 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class DistillSpec:
-    """How a student is trained.
-
-    Attributes:
-        base: Hugging Face id or path of the student's base; empty takes FLYWHEEL_STUDENT.
-        max_length: Longer examples (prompt and answer, in tokens) are left out and counted.
-        batch_tokens: Tokens in one step, padding included.
-    """
+    """How a student is trained."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    base: str = ""
+    base: Annotated[str, Field(description="Hugging Face id or path; empty takes FLYWHEEL_STUDENT")] = ""
     rank: Annotated[int, Field(ge=1, le=256, description="LoRA rank r")] = 32
     alpha: Annotated[int, Field(ge=1, description="LoRA alpha")] = 64
     learning_rate: Annotated[float, Field(gt=0, lt=1, description="Peak rate of AdamW")] = 3e-3
-    epochs: Annotated[int, Field(ge=1, le=100)] = 4
-    batch_tokens: Annotated[int, Field(ge=64)] = 2048
+    epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 4
+    batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 2048
     kl_weight: Annotated[float, Field(ge=0, description="Weight of the teacher's distribution; 0 leaves it out")] = 1.0
     top_k: Annotated[int, Field(ge=1, le=1024, description="Teacher tokens kept at each position")] = 32
-    max_length: Annotated[int, Field(ge=16)] = 1024
-    checkpoint_steps: Annotated[int, Field(ge=1)] = 50
-    seed: int = 0
+    max_length: Annotated[int, Field(ge=16, description="Longer examples, in tokens, are left out and counted")] = 1024
+    checkpoint_steps: Annotated[int, Field(ge=1, description="Steps between checkpoints")] = 50
+    seed: Annotated[int, Field(description="Of the order of the batches and the LoRA's first weights")] = 0
 
 
 def batches(rows: list[dict[str, Any]], tokenizer: Any, size: int, limit: int) -> Iterator[dict[str, "torch.Tensor"]]:
@@ -115,12 +110,12 @@ def distill(
         logits = teacher_logits(Path(dataset.path) / name, train, followed, spec.top_k, progress)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    adapted = get_peft_model(
-        model.to(device),
-        LoraConfig(
-            r=spec.rank, lora_alpha=spec.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
-        ),
+    lora = LoraConfig(
+        r=spec.rank, lora_alpha=spec.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
     )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks by the old name
+        adapted = get_peft_model(model.to(device), lora)
     work = settings().home / "students" / f"{student_id}.work"
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(adapted, spec, work, logits)

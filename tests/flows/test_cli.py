@@ -1,22 +1,12 @@
 """The command line: what a person sees after a typo, and that it answers at once."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-
-
-def flywheel(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flows", *arguments],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
-        env={**os.environ, "FLYWHEEL_HOME": str(home), **environment},
-    )  # fmt: skip
+from tests.flows.conftest import flywheel
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:

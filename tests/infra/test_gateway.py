@@ -19,7 +19,7 @@ from infra.database.session import session
 from infra.database.tables import Feedback, Interaction
 from infra.engines import load
 from infra.gateway import create_app
-from tests.infra.conftest import PREFIX
+from tests.models import PREFIX
 
 MESSAGES, TOOLS = PREFIX.restore([{"role": "user", "content": "where is order 48213"}])
 ASK: dict[str, Any] = {"model": "shop", "messages": MESSAGES, "tools": TOOLS}

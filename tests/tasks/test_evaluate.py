@@ -30,7 +30,7 @@ from tasks.frozen import freeze
 from tasks.scorecards import read_items
 from tasks.teachers import LocalTeacher
 from tests.conftest import living_in
-from tests.infra.conftest import PREFIX, artifact, bare  # noqa: F401 (fixtures)
+from tests.models import PREFIX
 
 SPEC = EvaluateSpec(latency_sample=3)
 QUESTIONS = [f"where is order {number} please" for number in range(100, 112)]
@@ -78,7 +78,7 @@ def candidate(dataset_id: str, folder: Path, name: str = "int8") -> str:
 
 
 @pytest.fixture(scope="module")
-def made(artifact: Make) -> Path:  # noqa: F811
+def made(artifact: Make) -> Path:
     return artifact()
 
 
@@ -153,7 +153,7 @@ def test_without_a_teacher_its_logged_answers_are_scored(home: Path) -> None:
     assert card["seconds_per_request"] is None and card["bytes"] is None
 
 
-def test_a_local_teacher_is_asked_the_whole_request_on_this_machine(tmp_path: Path, bare: Path) -> None:  # noqa: F811
+def test_a_local_teacher_is_asked_the_whole_request_on_this_machine(tmp_path: Path, bare: Path) -> None:
     with living_in(tmp_path / "home", TEACHER=str(bare)):
         card = evaluate_teacher(frozen(logged()), SPEC)
         assert (card["name"], card["asked"], card["n"]) == (f"teacher ({bare.name})", "anew", 12)
@@ -216,7 +216,7 @@ def test_the_champion_is_scored_as_it_serves(home: Path, made: Path, said: list[
     assert card["quality"] == pytest.approx(8 / 12)
 
 
-def test_an_artifact_with_another_prefix_is_asked_in_full(home: Path, artifact: Make, made: Path) -> None:  # noqa: F811
+def test_an_artifact_with_another_prefix_is_asked_in_full(home: Path, artifact: Make, made: Path) -> None:
     dataset_id = frozen(logged())
     other = artifact(prefix=Prefix("Another job.", ()).to_json())
     counts = [

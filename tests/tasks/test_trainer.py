@@ -117,9 +117,9 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path) -
 
 
 def test_training_learns_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
-    trainer = Trainer(small_model(), replace(SPEC, epochs=12, learning_rate=3e-2), tmp_path, {})
+    trainer = Trainer(small_model(), replace(SPEC, epochs=30), tmp_path, {})
     before = trainer.validate(EXAMPLES[18:])
     trainer.run(EXAMPLES, EXAMPLES[18:], None)
     after = trainer.validate(EXAMPLES[18:])
-    assert after < 0.8 * before
+    assert after < before - 0.3
     assert after == pytest.approx(min(h["validation_loss"] for h in trainer.history), abs=1e-4)

@@ -8,7 +8,7 @@ import pytest
 from infra.engines import load
 from infra.seedling import shop
 from infra.settings import SEEDLING, SetupError
-from tests.infra.conftest import PREFIX
+from tests.models import PREFIX
 
 ASKED = [
     {"messages": [{"role": "user", "content": said}]} for e in shop.exchanges(3, 12, "train") for said, _ in e.turns

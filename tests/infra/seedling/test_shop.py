@@ -14,7 +14,7 @@ def test_the_same_seed_gives_the_same_day() -> None:
 def test_no_phrasing_is_in_both_parts() -> None:
     def templates(part: int) -> set[str]:
         tools = {t for tool in shop.TOOLS for t in (tool.train, tool.holdout)[part]}
-        talk = {t for entry in (*shop.TALK, *shop.INCOMPLETE) for t in entry[1 + part]}
+        talk = {t for entry in (*shop.TALK, *shop.INCOMPLETE) for t in (entry.train, entry.holdout)[part]}
         return tools | talk
 
     assert not templates(0) & templates(1)

@@ -1,0 +1,86 @@
+"""The whole wheel through the command line: two turns, a rollback, and a run that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, text
+
+from tests.flows.conftest import ROOT, TURN, environment_of, flywheel
+from tests.shop_log import WORKLOAD, write_log
+
+
+def rows(home: Path, query: str) -> list[Any]:
+    with create_engine(f"sqlite:///{home / 'flywheel.db'}").connect() as db:
+        return list(db.execute(text(query)))
+
+
+def test_a_turn_ends_with_a_served_champion_and_the_next_is_held_against_it(turned: Any) -> None:
+    _, (first, second) = turned
+    assert (first["outcome"], first["version"], first["reference"]) == ("promote", "1", "teacher")
+    assert (second["outcome"], second["reference"]) == ("promote", "champion:1")
+    assert first["served"] == {"workload": WORKLOAD, "version": "1", "engine": "llamacpp", "gateway": "not running"}
+    assert {row["name"] for row in first["rows"]} >= {"int8 PTQ (rtn)", "int4 PTQ (gptq)", "int4 QAT (qat)"}
+
+
+def test_every_interaction_is_somewhere_and_no_holdout_item_trains_later(turned: Any) -> None:
+    home, _ = turned
+    held = {r[0] for r in rows(home, "SELECT interaction_id FROM dataset_item WHERE split = 'holdout'")}
+    trained = {r[0] for r in rows(home, "SELECT interaction_id FROM dataset_item WHERE split = 'train'")}
+    both = rows(home, "SELECT a.interaction_id FROM dataset_item a JOIN dataset_item b USING (interaction_id) "
+                      "JOIN dataset d ON d.id = a.dataset_id JOIN dataset e ON e.id = b.dataset_id "
+                      "WHERE a.split = 'holdout' AND b.split = 'train' AND d.created < e.created")  # fmt: skip
+    assert held and trained and not both
+
+
+def test_lineage_leads_from_the_version_back_to_the_interactions(turned: Any) -> None:
+    home, (first, _) = turned
+    ((candidate, student, dataset),) = rows(
+        home,
+        f"""
+        SELECT c.id, s.id, s.dataset_id FROM candidate c JOIN student s ON s.id = c.student_id
+        JOIN verdict v ON v.candidate_id = c.id WHERE v.model_version = '1' AND v.dataset_id = '{first["dataset_id"]}'
+        AND v.outcome = 'promote' AND c.name = '{first["winner"]}'""",
+    )
+    assert candidate and student and dataset == first["dataset_id"]
+    for table in ("dataset", "student", "candidate", "scorecard", "verdict"):
+        assert rows(home, f"SELECT count(*) FROM {table} WHERE flow_run_id IS NULL") == [(0,)]
+
+
+def test_rollback_gives_previous_its_place_back_and_back_again(turned: Any) -> None:
+    home, _ = turned
+    once, twice = (
+        json.loads(flywheel("release", "--rollback", "--workload", WORKLOAD, "--json", home=home).stdout)
+        for _ in range(2)
+    )
+    assert {once["champion"], once["previous"]} == {"1", "2"}
+    assert (twice["champion"], twice["previous"]) == (once["previous"], once["champion"])
+
+
+def test_a_run_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    log = write_log(tmp_path / "day.jsonl", seed=5, conversations=90, day=3)
+    command = [*TURN, "--source.paths", json.dumps([str(log)]), "--json"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "flows", *command], cwd=ROOT, env=environment_of(home), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(home.glob("candidates/*/model.gguf")):  # the student is made, one candidate too
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    before = rows(home, "SELECT id, created FROM student")
+    done = flywheel(*command, home=home)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outcome"] == "promote"
+    assert rows(home, "SELECT id, created FROM student") == before, "the student was trained again"
+    assert rows(home, "SELECT count(*) FROM dataset") == [(1,)]
+    assert rows(home, "SELECT count(*) FROM candidate") == [(3,)]
+    assert not list(home.rglob("*.partial*"))

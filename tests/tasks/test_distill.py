@@ -1,0 +1,107 @@
+"""From a frozen dataset to a student and its candidates, on a tiny base: what is learned, kept and refused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.engines import load
+from infra.settings import SetupError
+from quant.methods import GPTQ, RTN
+from tasks.curate import CurateSpec, curate
+from tasks.distill import DistillSpec, distill
+from tasks.ingest import ingest
+from tasks.quantize import CandidateSpec, quantize
+from tasks.sources import JSONL
+from tests.conftest import living_in
+from tests.shop_log import WORKLOAD, write_log
+
+SPEC = DistillSpec(epochs=1, rank=4, alpha=8, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def dataset(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A frozen dataset in a home whose student base is the bare model, and whose teacher is that model as well."""
+    folder = tmp_path_factory.mktemp("distill")
+    log = write_log(folder / "log.jsonl", seed=1, conversations=60, day=1)
+    with living_in(folder / "home", STUDENT=str(bare), TEACHER=str(bare), THREADS="1"):
+        ingest(JSONL(paths=(str(log),)))
+        yield curate(WORKLOAD, CurateSpec())["dataset_id"]
+
+
+@pytest.fixture(scope="module")
+def student(dataset: str) -> dict[str, Any]:
+    return distill(dataset, SPEC)
+
+
+def test_the_merged_student_is_the_base_with_its_adapter(bare: Path, student: dict[str, Any]) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    merged = AutoModelForCausalLM.from_pretrained(student["path"])
+    base = AutoModelForCausalLM.from_pretrained(bare)
+    ids = torch.arange(40)[None]
+    untouched = base(input_ids=ids).logits
+    adapted = PeftModel.from_pretrained(base, Path(student["path"]) / "adapter")
+    torch.testing.assert_close(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(merged(input_ids=ids).logits, untouched, atol=0.1), "nothing was learned"
+
+
+def test_the_same_dataset_and_spec_give_the_same_student_without_training(
+    dataset: str, student: dict[str, Any]
+) -> None:
+    steps: list[int] = []
+    again = distill(dataset, SPEC, progress=lambda done, total, what: steps.append(done))
+    assert (again["student_id"], steps) == (student["student_id"], [])
+    other = distill(dataset, DistillSpec(epochs=1, rank=2, alpha=4, learning_rate=1e-3))
+    assert other["student_id"] != student["student_id"]
+
+
+def test_the_teacher_s_logits_are_kept_with_the_dataset(dataset: str, student: dict[str, Any]) -> None:
+    from tasks.curate import load as frozen
+
+    assert student["teacher_logits"] is True
+    assert len(list(Path(frozen(dataset).path).glob("teacher-*.safetensors"))) == 1
+
+
+def test_the_student_knows_which_prefix_it_has_learned(dataset: str, student: dict[str, Any]) -> None:
+    from tasks.curate import load as frozen
+
+    manifest = json.loads((Path(student["path"]) / "flywheel.json").read_text())
+    assert manifest["prefix"] == frozen(dataset).prefix.to_json()
+    assert (manifest["workload"], manifest["dataset_id"]) == (WORKLOAD, dataset)
+
+
+def test_examples_that_are_too_long_are_counted_and_none_left_is_said(dataset: str) -> None:
+    short = distill(dataset, DistillSpec(epochs=1, rank=2, alpha=4, max_length=120))
+    assert short["too_long"] > 0
+    with pytest.raises(SetupError, match=r"max_length=16.*raise distill\.max_length"):
+        distill(dataset, DistillSpec(max_length=16))
+
+
+@pytest.mark.parametrize("base", ["/does/not/exist", "PLAIN_FOLDER"])
+def test_a_base_that_is_no_model_is_named(dataset: str, tmp_path: Path, base: str) -> None:
+    base = str(tmp_path) if base == "PLAIN_FOLDER" else base
+    with pytest.raises(SetupError, match=base):
+        distill(dataset, DistillSpec(base=base))
+
+
+@pytest.mark.parametrize("format", ["gguf", "compressed_tensors"])
+def test_a_candidate_is_served_from_disk_and_made_once(student: dict[str, Any], format: Any) -> None:
+    spec = CandidateSpec(GPTQ(bits=4), format, calibration=16)
+    made = quantize(student["student_id"], spec)
+    engine = load(Path(made["path"]))
+    assert engine.name == {"gguf": "llamacpp", "compressed_tensors": "torch"}[format]
+    (reply,) = engine.chat([{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}])
+    assert 0 < reply.completion_tokens <= 4
+    engine.close()
+    assert quantize(student["student_id"], spec) == made
+
+
+def test_fewer_bits_are_fewer_bytes(student: dict[str, Any]) -> None:
+    eight, four = (quantize(student["student_id"], CandidateSpec(RTN(bits=bits))) for bits in (8, 4))
+    assert four["bytes"] < eight["bytes"]
+    assert four["candidate_id"] != eight["candidate_id"]

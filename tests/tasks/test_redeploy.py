@@ -1,0 +1,36 @@
+"""The champion is loaded before anybody is told that it serves."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from infra import registry
+from infra.settings import SetupError
+from tasks.redeploy import redeploy
+
+
+def promote(folder: Path) -> None:
+    version, _ = registry.register("shop", folder, metrics={}, tags={}, parameters={}, run_name="test")
+    registry.promote("shop", version)
+
+
+def test_a_champion_answers_before_it_counts_as_deployed(home: Path, artifact: Callable[..., Path]) -> None:
+    promote(artifact())
+    expected = {"workload": "shop", "version": "1", "engine": "llamacpp", "gateway": "not running"}
+    assert redeploy("shop") == expected
+
+
+def test_without_a_champion_the_way_to_one_is_said(home: Path) -> None:
+    with pytest.raises(SetupError, match="flywheel run --workload shop"):
+        redeploy("shop")
+
+
+def test_files_that_are_not_what_was_registered_are_refused(home: Path, artifact: Callable[..., Path]) -> None:
+    promote(artifact())
+    champion = registry.champion("shop")
+    assert champion is not None
+    with (champion.folder / "flywheel.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(SetupError, match="hash"):
+        redeploy("shop")
