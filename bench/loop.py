@@ -60,4 +60,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as home:
         os.environ["FLYWHEEL_HOME"] = home
         quiet_environment()
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 1600)
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 2400)

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         found = problem.errors()
         # A list without its one bad item is also too short: the bad item is what there is to mend.
         within = [e for e in found if not any(e["loc"] == o["loc"][: len(e["loc"])] and e is not o for o in found)]
-        return complain(*(mistake(e) for e in within))
+        return complain(*(mistake(e, setting=problem.title == "Settings") for e in within))
     except SetupError as problem:
         return complain(str(problem))
     except OSError as problem:
@@ -103,11 +103,13 @@ def complain(*lines: str) -> int:
     return 2
 
 
-def mistake(error: Any) -> str:
+def mistake(error: Any, setting: bool = False) -> str:
     """One of pydantic's findings in one line: where, what was given, what is allowed."""
     where = ".".join(str(part) for part in error["loc"])
     given = "" if error["type"] == "missing" else f" {error['input']!r}"[:120]
-    return f"--{where}{given}: {error['msg']}" if where else f"{error['msg']}{given}"
+    if not where:
+        return f"{error['msg']}{given}"
+    return f"{f'FLYWHEEL_{where.upper()}' if setting else f'--{where}'}{given}: {error['msg']}"
 
 
 def resolve(place: str) -> Callable[..., Any]:

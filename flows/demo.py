@@ -9,9 +9,11 @@ from pydantic import Field
 
 from flows.stage import Bar
 
+COMMAND = ".venv/bin/flywheel"
+
 
 def demo(
-    conversations: Annotated[int, Field(ge=400, le=20000, description="Customers in the day")] = 1600,
+    conversations: Annotated[int, Field(ge=400, le=20000, description="Customers in the day")] = 2400,
 ) -> dict[str, Any]:
     """Simulated customers talk to the teacher (or, from the second day on, to the champion); then the wheel turns."""
     from infra.seedling.simulate import WORKLOAD
@@ -28,6 +30,8 @@ def demo(
     voiced = ", ".join(f"{counts.get(kind, 0)} {kind}s" for kind in ("thumb", "correction"))
     right = counts["right"] / counts["requests"]
     say(f"{counts['requests']} requests answered and recorded, {right:.1%} of them right; feedback: {voiced}.")
+
+    say("The wheel turns: curate, distill, quantize, evaluate, gate, register, serve.")
 
     from flows.flywheel import flywheel
 
@@ -65,10 +69,14 @@ def say(text: str) -> None:
 def render(result: dict[str, Any]) -> str:
     from flows.flywheel import render as turn
 
-    return f"{turn(result)}\n\n{NEXT}\n\n{result['seconds']} s in all."
-
-
-NEXT = """Next:
-  make demo                                                  another day, gated against the champion that now serves
-  .venv/bin/flywheel up                                      Prefect, MLflow and the gateway, with their pages
-  .venv/bin/flywheel release --rollback --workload shop.assistant   back to what served before"""
+    steps = {
+        "make demo": "another day, held against what serves now",
+        f"{COMMAND} up": "Prefect, MLflow and the gateway, with their pages",
+        f"{COMMAND} run --help": "every knob of the wheel, for your own traffic",
+    }
+    if result["outcome"] == "promote" and result["reference"] != "teacher":
+        steps[f"{COMMAND} release --rollback --workload {result['workload']}"] = "what served before serves again"
+        steps.pop(f"{COMMAND} run --help")
+    width = max(map(len, steps))
+    lines = "\n".join(f"  {command:<{width}}  {what}" for command, what in steps.items())
+    return f"{turn(result)}\n\nNext:\n{lines}\n\n{result['seconds']} s in all."

@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 from prefect import flow
 from pydantic import Field
-from tasks.curate import CurateSpec
 
 from flows.curate import curate_stage
 from flows.distill import distill_stage
@@ -13,6 +12,7 @@ from flows.ingest import ingest_stage
 from flows.quantize import quantize_stage
 from flows.redeploy import redeploy_stage
 from flows.release import decide
+from tasks.curate import CurateSpec
 from tasks.distill import DistillSpec
 from tasks.evaluate import EvaluateSpec
 from tasks.quantize import CANDIDATES, CandidateSpec
@@ -52,15 +52,34 @@ def flywheel(
     result = decide(dataset["dataset_id"], gate)
     if result["outcome"] == "promote":
         result["served"] = redeploy_stage(workload)
-    return {**result, "dataset": dataset}
+    return {**result, "dataset": dataset, "student": student}
 
 
 def render(result: dict[str, Any]) -> str:
-    """The scorecards as a table, and the verdict with its reasons."""
+    """What the student learned from, the scorecards as a table, and the verdict with its reasons."""
     from tasks.release import scorecard_table, verdict_markdown
 
     rows = scorecard_table(result)
     widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
     lines = ["  ".join(key.ljust(width) for key, width in widths.items()).rstrip()]
     lines += ["  ".join(str(row[key]).ljust(width) for key, width in widths.items()).rstrip() for row in rows]
-    return "\n".join(lines) + "\n\n" + verdict_markdown(result)
+    return "\n".join([*learned(result), *lines]) + "\n\n" + verdict_markdown(result)
+
+
+def learned(result: dict[str, Any]) -> list[str]:
+    """Data and prompt in two lines, where the result is a whole turn's."""
+    if "student" not in result:
+        return []
+    data, student = result["dataset"], result["student"]
+    said = ", ".join(f"{n} {rule}" for rule, n in data["feedback"].items() if rule != "nothing") or "none"
+    sent, read = student["prompt_tokens_sent"], student["prompt_tokens_read"]
+    baked = (
+        f"prompt: {read:,.0f} tokens instead of {sent:,.0f}, the rest is baked in"
+        if data["prefix"]
+        else "no prefix baked"
+    )
+    return [
+        f"{data['train']:,} interactions to train, {data['validation']:,} to validate, {data['holdout']:,} held out",
+        f"feedback used: {said}; {baked}",
+        "",
+    ]

@@ -182,18 +182,13 @@ def _unusable(case: Case, prefix: Prefix | None, has_teacher: bool) -> str:
 
 
 def savings(cases: Sequence[Case], prefix: Prefix | None) -> dict[str, Any]:
-    """What baking leaves of the prompt: in characters, counted, and in tokens, estimated from the logged ones."""
+    """What baking leaves of the prompt, in characters; `distill` counts it in tokens."""
     whole = sum(len(json.dumps([c.request["messages"], c.request.get("tools")], ensure_ascii=False)) for c in cases)
     read = sum(len(json.dumps([case.messages, case.tools], ensure_ascii=False)) for case in cases)
-    logged = [case.prompt_tokens for case in cases if case.prompt_tokens]
-    mean = sum(logged) / len(logged) if logged else None
-    saved = 1 - read / whole if prefix else 0.0
     return {
         "prompt_characters": round(whole / len(cases)),
         "prompt_characters_read": round(read / len(cases)),
-        "prompt_saved": round(saved, 4),
-        "prompt_tokens_logged": round(mean, 1) if mean else None,
-        "prompt_tokens_saved_estimate": round(mean * saved, 1) if mean else None,
+        "prompt_saved": round(1 - read / whole if prefix else 0.0, 4),
     }
 
 

@@ -21,6 +21,8 @@ from tasks.teachers.local import load_model, model_fingerprint
 if TYPE_CHECKING:
     import torch
 
+    from tasks.curate import Dataset
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -33,9 +35,11 @@ class DistillSpec:
     base: Annotated[str, Field(description="Hugging Face id or path; empty takes FLYWHEEL_STUDENT")] = ""
     rank: Annotated[int, Field(ge=1, le=256, description="LoRA rank r")] = 32
     alpha: Annotated[int, Field(ge=1, description="LoRA alpha")] = 64
-    learning_rate: Annotated[float, Field(gt=0, lt=1, description="Peak rate of AdamW")] = 3e-3
-    epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 4
-    batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 2048
+    learning_rate: Annotated[
+        float, Field(gt=0, lt=1, description="Peak rate of AdamW; a base of a billion parameters wants about 2e-4")
+    ] = 1.5e-3
+    epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 3
+    batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 384
     kl_weight: Annotated[float, Field(ge=0, description="Weight of the teacher's distribution; 0 leaves it out")] = 1.0
     top_k: Annotated[int, Field(ge=1, le=1024, description="Teacher tokens kept at each position")] = 32
     max_length: Annotated[int, Field(ge=16, description="Longer examples, in tokens, are left out and counted")] = 1024
@@ -122,7 +126,8 @@ def distill(
     trainer.run(train, validation, progress)
 
     report = {
-        "dataset_id": dataset_id, "base": base, "examples": len(train), "too_long": len(rows) - len(train),
+        **prompt_tokens(tokenizer, dataset, rows), "dataset_id": dataset_id, "base": base,
+        "examples": len(train), "too_long": len(rows) - len(train),
         "steps": trainer.step, "history": trainer.history, "teacher_logits": bool(logits),
     }  # fmt: skip
     manifest = {
@@ -150,6 +155,19 @@ def distill(
         )
     shutil.rmtree(work)
     return {"student_id": student_id, "path": str(folder), **report}
+
+
+def prompt_tokens(tokenizer: Any, dataset: "Dataset", rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean tokens of a prompt as applications send it and as the student reads it, over a sample of the rows."""
+    from infra.engines.chat import render
+
+    sent, read = 0, 0
+    sample = rows[:: max(1, len(rows) // 64)]
+    for row in sample:
+        whole = dataset.prefix.restore(row["messages"]) if dataset.prefix else (row["messages"], row["tools"])
+        sent += len(render(tokenizer, *whole, prompt=True))
+        read += len(render(tokenizer, row["messages"], row["tools"], prompt=True))
+    return {"prompt_tokens_sent": round(sent / len(sample), 1), "prompt_tokens_read": round(read / len(sample), 1)}
 
 
 def same_tokens(ours: Any, theirs: Any) -> bool:

@@ -102,7 +102,12 @@ def _write_artifact(
     tokenizer = load_tokenizer(source)
     rows = load(dataset_id).split("train")
     calibration = list(batches(rows, tokenizer, size=16, limit=spec.calibration))
-    model = quant.quantize(load_model(str(source)), spec.method, calibration, progress=progress)
+
+    def told(done: int, total: int, what: str) -> None:
+        if progress:
+            progress(done, total, f"{spec.title}, {what}" if what.startswith("KL") else spec.title)
+
+    model = quant.quantize(load_model(str(source)), spec.method, calibration, progress=told)
     tokenizer.save_pretrained(folder)
     quant.export(model, folder / "model.gguf" if spec.format == "gguf" else folder, spec.format, source)
     manifest = json.loads((source / "flywheel.json").read_text())

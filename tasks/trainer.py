@@ -94,6 +94,19 @@ def teacher_logits(
     }
 
 
+def logits_at(model: Any, ids: "Tensor", mask: "Tensor") -> "Tensor":
+    """Logits [n, vocabulary] at the n positions of ids [b, t] that mask [b, t] marks.
+
+    The head, which is most of a small model's work, sees those positions alone, unless the model scales its logits.
+    """
+    scaled = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    if any(getattr(model.config, name, None) not in (None, 1.0) for name in scaled):
+        out: Tensor = model(input_ids=ids).logits[mask]
+    else:
+        out = model.get_output_embeddings()(model.base_model(input_ids=ids).last_hidden_state[mask])
+    return out
+
+
 def answer_loss(
     logits: "Tensor", answer: "Tensor", weight: "Tensor", teacher: tuple["Tensor", "Tensor", "Tensor"] | None, kl: float
 ) -> "Tensor":
@@ -165,8 +178,7 @@ class Trainer:
 
         ids, mask, weight, teacher = batch_of(group, logits, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            hidden = self.model.get_base_model().model(input_ids=ids).last_hidden_state[:, :-1]
-            out = self.model.get_base_model().lm_head(hidden[mask])
+            out = logits_at(self.model.get_base_model(), ids[:, :-1], mask)
         return answer_loss(out.float(), ids[:, 1:][mask], weight, teacher, self.spec.kl_weight)
 
     def validate(self, examples: list[Example]) -> float:

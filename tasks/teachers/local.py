@@ -118,6 +118,8 @@ class LocalTeacher:
         """
         import torch
 
+        from tasks.trainer import logits_at
+
         model = load_model(self.path).eval()
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
         found: dict[int, tuple[Tensor, Tensor]] = {}
@@ -127,11 +129,14 @@ class LocalTeacher:
                 width = max(len(sequences[i][0]) for i in group)
                 # Right padding needs no mask under causal attention: no answer position can see it.
                 ids = torch.tensor([sequences[i][0] + [0] * (width - len(sequences[i][0])) for i in group])
-                hidden = model(input_ids=ids).logits
+                mask = torch.zeros_like(ids, dtype=torch.bool)
                 for row, i in enumerate(group):
                     whole, prompt = sequences[i]
-                    logp = hidden[row, prompt - 1 : len(whole) - 1].float().log_softmax(-1)
-                    values, tokens = logp.topk(min(k, logp.shape[-1]), dim=-1)
-                    found[i] = values.half(), tokens.int()
+                    mask[row, prompt - 1 : len(whole) - 1] = True
+                logp = logits_at(model, ids, mask).float().log_softmax(-1)
+                values, tokens = logp.topk(min(k, logp.shape[-1]), dim=-1)
+                lengths = mask.sum(-1).tolist()
+                for i, value, token in zip(group, values.split(lengths), tokens.split(lengths), strict=True):
+                    found[i] = value.half(), token.int()
         for i in range(len(sequences)):
             yield found[i]

@@ -1,12 +1,14 @@
 """The command line: what a person sees after a typo, and that it answers at once."""
 
+import importlib
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.flows.conftest import flywheel
+from tests.flows.conftest import ROOT, flywheel
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
@@ -48,6 +50,25 @@ def test_help_of_run_shows_each_parameter_with_its_default(tmp_path: Path) -> No
 )
 def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
     assert said in complaint(flywheel(*arguments, home=tmp_path))
+
+
+def test_a_bad_setting_is_named_as_it_is_set(tmp_path: Path) -> None:
+    said = complaint(flywheel("curate", "--workload", "x", home=tmp_path, FLYWHEEL_GATEWAY_PORT="99999"))
+    assert "FLYWHEEL_GATEWAY_PORT '99999'" in said and "65535" in said
+
+
+def test_an_mlflow_that_is_not_there_is_named(tmp_path: Path) -> None:
+    gone = "http://127.0.0.1:9"
+    said = complaint(flywheel("release", "--rollback", "--workload", "x", home=tmp_path, FLYWHEEL_MLFLOW=gone))
+    assert gone in said and "FLYWHEEL_MLFLOW" in said
+
+
+def test_every_deployment_of_the_prefect_file_is_a_flow() -> None:
+    deployments = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())["deployments"]
+    for deployment in deployments:
+        module, name = deployment["entrypoint"].rsplit(".", 1)
+        assert getattr(importlib.import_module(module), name).name == deployment["name"]
+    assert [d["schedules"][0]["cron"] for d in deployments if "schedules" in d] == ["0 3 * * *"]
 
 
 def test_json_prints_one_object_and_nothing_else(tmp_path: Path) -> None:
