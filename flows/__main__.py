@@ -7,7 +7,6 @@ everything else to standard error; a mistake is one line and exit code 2.
 
 import argparse
 import difflib
-import errno
 import importlib
 import inspect
 import json
@@ -50,14 +49,15 @@ def main(argv: list[str] | None = None) -> int:
         return complain(*(mistake(e, setting=problem.title == "Settings") for e in within))
     except SetupError as problem:
         return complain(str(problem))
-    except OSError as problem:
-        if isinstance(problem, BrokenPipeError):
-            return 0
-        if problem.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-            raise
-        what = "disk full" if problem.errno == errno.ENOSPC else "cannot write"
-        where = problem.filename or "a file"
-        return complain(f"{what}: {where} ({problem.strerror}); make room or set FLYWHEEL_HOME to another place")
+    except BrokenPipeError:
+        return 0
+    except Exception as problem:
+        said = str(problem)
+        if "No space left on device" in said:  # OSError, or what safetensors and PyArrow make of it
+            return complain(f"disk full: {said}; make room or set FLYWHEEL_HOME to another disk")
+        if isinstance(problem, PermissionError):
+            return complain(f"cannot write: {said}; set FLYWHEEL_HOME to a folder of yours")
+        raise
     except KeyboardInterrupt:
         return 130
 

@@ -63,8 +63,13 @@ class Settings(BaseSettings):
         """Threads to use: what was asked for, else the cores that are idle now (at least one)."""
         if self.threads:
             return self.threads
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, min(cores, round(cores - os.getloadavg()[0] + 0.5)))
+        import psutil
+
+        # Two threads that share a core with another process wait for each other at every step: three times slower than
+        # one. The load average would count this process's own work of a minute ago.
+        idle = sum(busy < 70 for busy in psutil.cpu_percent(interval=0.3, percpu=True))
+        ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else idle
+        return max(1, min(idle, ours))
 
 
 @cache

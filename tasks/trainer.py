@@ -16,6 +16,7 @@ nothing else is random, so a run that was killed ends with the same weights as o
 import json
 import math
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,13 +77,8 @@ def teacher_logits(
     from safetensors.torch import load_file, save_file
 
     if not path.exists():
-        values, tokens, offsets = [], [], [0]
-        for done, (logp, ids) in enumerate(teacher.top_k([(e.ids, e.prompt) for e in examples], k), 1):
-            values.append(logp)
-            tokens.append(ids)
-            offsets.append(offsets[-1] + len(logp))
-            if progress:
-                progress(done, len(examples), "teacher logits")
+        values, tokens = zip(*teacher.top_k([(e.ids, e.prompt) for e in examples], k, progress), strict=True)
+        offsets = [0, *accumulate(map(len, values))]
         stored = {"logp": torch.cat(values), "ids": torch.cat(tokens), "offsets": torch.tensor(offsets)}
         save_file({**stored, "rows": torch.tensor([e.row for e in examples])}, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,14 +106,16 @@ class LocalTeacher:
         finally:
             engine.close()
 
-    def top_k(self, sequences: Sequence[tuple[list[int], int]], k: int) -> Iterator[tuple["Tensor", "Tensor"]]:
+    def top_k(
+        self, sequences: Sequence[tuple[list[int], int]], k: int, progress: Progress | None = None
+    ) -> list[tuple["Tensor", "Tensor"]]:
         """The teacher's k most likely next tokens at each answer position.
 
         Args:
             sequences: (ids of prompt and answer, length of the prompt) in the teacher's own tokens.
             k: How many to keep.
 
-        Yields:
+        Returns:
             For each sequence log-probabilities float16 [answer length, k] and token ids int32 [answer length, k].
         """
         import torch
@@ -138,5 +140,6 @@ class LocalTeacher:
                 lengths = mask.sum(-1).tolist()
                 for i, value, token in zip(group, values.split(lengths), tokens.split(lengths), strict=True):
                     found[i] = value.half(), token.int()
-        for i in range(len(sequences)):
-            yield found[i]
+                if progress:
+                    progress(len(found), len(sequences), "teacher logits")
+        return [found[i] for i in range(len(sequences))]

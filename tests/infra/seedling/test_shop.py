@@ -1,6 +1,7 @@
 """The simulated shop: phrasings that stay apart, answers that can be copied out of the message."""
 
 import json
+import re
 from random import Random
 
 from infra.seedling import phrases, shop
@@ -17,7 +18,14 @@ def test_no_phrasing_is_in_both_parts() -> None:
         talk = {t for entry in (*shop.TALK, *shop.INCOMPLETE) for t in (entry.train, entry.holdout)[part]}
         return tools | talk
 
+    def forms(part: int) -> set[tuple[str, ...]]:
+        """Every reading of every phrasing, as bare words."""
+        rng = Random(0)
+        readings = {phrases.expand(t, rng) for t in templates(part) for _ in range(40)}
+        return {tuple(re.findall(r"[a-z_]+", reading.lower())) for reading in readings}
+
     assert not templates(0) & templates(1)
+    assert not forms(0) & forms(1)
     assert {e.template for e in shop.exchanges(0, 2000, "holdout")} <= templates(1)
 
 
