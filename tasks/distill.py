@@ -33,12 +33,12 @@ class DistillSpec:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     base: Annotated[str, Field(description="Hugging Face id or path; empty takes FLYWHEEL_STUDENT")] = ""
-    rank: Annotated[int, Field(ge=1, le=256, description="LoRA rank r")] = 128
-    alpha: Annotated[int, Field(ge=1, description="LoRA alpha")] = 128
+    rank: Annotated[int, Field(ge=1, le=256, description="LoRA rank r")] = 32
+    alpha: Annotated[int, Field(ge=1, description="LoRA alpha")] = 64
     learning_rate: Annotated[
         float, Field(gt=0, lt=1, description="Peak rate of AdamW; a base of a billion parameters wants about 2e-4")
-    ] = 2e-3
-    epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 4
+    ] = 1.2e-3
+    epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 5
     batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 384
     kl_weight: Annotated[float, Field(ge=0, description="Weight of the teacher's distribution; 0 leaves it out")] = 1.0
     top_k: Annotated[int, Field(ge=1, le=1024, description="Teacher tokens kept at each position")] = 32

@@ -31,7 +31,7 @@ class GateSpec:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    margin: Annotated[float, Field(gt=0, lt=1, description="Loss of quality that is no loss: 0.03 is 3 points")] = 0.05
+    margin: Annotated[float, Field(gt=0, lt=1, description="Loss of quality that is no loss: 0.03 is 3 points")] = 0.03
     confidence: Annotated[float, Field(ge=0.5, lt=1, description="Of the one-sided test")] = 0.95
     slices: Annotated[tuple[str, ...], Field(description="Slices that are tested by themselves")] = ()
     slice_margin: Annotated[float, Field(gt=0, lt=1, description="The margin on a slice")] = 0.10

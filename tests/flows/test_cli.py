@@ -30,7 +30,7 @@ def test_help_of_run_shows_each_parameter_with_its_default(tmp_path: Path) -> No
     assert "--workload" in shown
     assert "--gate.margin" in shown
     assert "--distill.rank" in shown
-    assert "(default 128)" in shown
+    assert "(default 32)" in shown
 
 
 @pytest.mark.parametrize(
