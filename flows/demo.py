@@ -54,7 +54,7 @@ async def open_shop(day: int, conversations: int) -> dict[str, int]:
 
     teacher = teacher_for(WORKLOAD)
     engine = load(teacher.artifact()) if isinstance(teacher, LocalTeacher) else None
-    app = create_app(teacher=engine or (teacher.url if teacher else None))
+    app = create_app(engine if isinstance(teacher, LocalTeacher) else teacher.url if teacher else None)
     with Bar() as bar:
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app=app)

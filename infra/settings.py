@@ -67,7 +67,7 @@ class Settings(BaseSettings):
 
         # Two threads that share a core with another process wait for each other at every step: three times slower than
         # one. The load average would count this process's own work of a minute ago.
-        idle = sum(busy < 70 for busy in psutil.cpu_percent(interval=0.3, percpu=True))
+        idle: int = sum(busy < 70 for busy in psutil.cpu_percent(interval=0.3, percpu=True))
         ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else idle
         return max(1, min(idle, ours))
 

@@ -164,8 +164,10 @@ def prompt_tokens(tokenizer: Any, dataset: "Dataset", rows: list[dict[str, Any]]
     sent, read = 0, 0
     sample = rows[:: max(1, len(rows) // 64)]
     for row in sample:
-        whole = dataset.prefix.restore(row["messages"]) if dataset.prefix else (row["messages"], row["tools"])
-        sent += len(render(tokenizer, *whole, prompt=True))
+        messages, tools = row["messages"], row["tools"]
+        if dataset.prefix:
+            messages, tools = dataset.prefix.restore(messages)
+        sent += len(render(tokenizer, messages, tools, prompt=True))
         read += len(render(tokenizer, row["messages"], row["tools"], prompt=True))
     return {"prompt_tokens_sent": round(sent / len(sample), 1), "prompt_tokens_read": round(read / len(sample), 1)}
 

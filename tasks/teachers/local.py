@@ -138,7 +138,8 @@ class LocalTeacher:
                 logp = logits_at(model, ids, mask).float().log_softmax(-1)
                 values, tokens = logp.topk(min(k, logp.shape[-1]), dim=-1)
                 lengths = mask.sum(-1).tolist()
-                for i, value, token in zip(group, values.split(lengths), tokens.split(lengths), strict=True):
+                parts = torch.split(values, lengths), torch.split(tokens, lengths)
+                for i, value, token in zip(group, *parts, strict=True):
                     found[i] = value.half(), token.int()
                 if progress:
                     progress(len(found), len(sequences), "teacher logits")
