@@ -14,7 +14,19 @@ from tests.shop_log import WORKLOAD, write_log
 
 ROOT = Path(__file__).parent.parent.parent
 # A margin this wide promotes whatever was made: these tests are about the wheel, not about the student.
-TURN = ("run", "--workload", WORKLOAD, "--distill.epochs", "2", "--gate.margin", "0.99", "--gate.min_holdout", "10")
+TURN = (
+    "run",
+    "--workload",
+    WORKLOAD,
+    "--distill.epochs",
+    "12",
+    "--distill.learning_rate",
+    "0.004",
+    "--gate.margin",
+    "0.99",
+    "--gate.min_holdout",
+    "10",
+)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -22,9 +22,11 @@ def rows(home: Path, query: str) -> list[Any]:
 
 def test_a_turn_ends_with_a_served_champion_and_the_next_is_held_against_it(turned: Any) -> None:
     _, (first, second) = turned
-    assert (first["outcome"], first["version"], first["reference"]) == ("promote", "1", "teacher")
-    assert (second["outcome"], second["reference"]) == ("promote", "champion:1")
-    assert first["served"] == {"workload": WORKLOAD, "version": "1", "engine": "llamacpp", "gateway": "not running"}
+    version = first["version"]
+    assert (first["outcome"], first["reference"]) == ("promote", "teacher")
+    assert (second["outcome"], second["reference"]) == ("promote", f"champion:{version}")
+    served = {"workload": WORKLOAD, "version": version, "engine": "llamacpp", "gateway": "not running"}
+    assert first["served"] == served
     assert {row["name"] for row in first["rows"]} >= {"int8 PTQ (rtn)", "int4 PTQ (gptq)", "int4 QAT (qat)"}
 
 
@@ -44,7 +46,7 @@ def test_lineage_leads_from_the_version_back_to_the_interactions(turned: Any) ->
         home,
         f"""
         SELECT c.id, s.id, s.dataset_id FROM candidate c JOIN student s ON s.id = c.student_id
-        JOIN verdict v ON v.candidate_id = c.id WHERE v.model_version = '1' AND v.dataset_id = '{first["dataset_id"]}'
+        JOIN verdict v ON v.candidate_id = c.id WHERE v.model_version = '{first["version"]}' AND v.dataset_id = '{first["dataset_id"]}'
         AND v.outcome = 'promote' AND c.name = '{first["winner"]}'""",
     )
     assert candidate and student and dataset == first["dataset_id"]
@@ -53,12 +55,12 @@ def test_lineage_leads_from_the_version_back_to_the_interactions(turned: Any) ->
 
 
 def test_rollback_gives_previous_its_place_back_and_back_again(turned: Any) -> None:
-    home, _ = turned
+    home, (first, second) = turned
     once, twice = (
         json.loads(flywheel("release", "--rollback", "--workload", WORKLOAD, "--json", home=home).stdout)
         for _ in range(2)
     )
-    assert {once["champion"], once["previous"]} == {"1", "2"}
+    assert {once["champion"], once["previous"]} == {first["version"], second["version"]}
     assert (twice["champion"], twice["previous"]) == (once["previous"], once["champion"])
 
 
