@@ -38,6 +38,8 @@ class LlamaCpp(Engine):
         parameters.warmup = False
         try:
             self.server = xllamacpp.Server(parameters)
+            # Closed before its loop has begun, the server would never end: one token shows that it runs.
+            self.server.handle_completions({"prompt": [self.tokenizer.eos_token_id], "n_predict": 1, "stream": False})
         except Exception as problem:  # the binding raises bare exceptions for a file it cannot load
             raise SetupError(
                 f"llama.cpp cannot load {folder / 'model.gguf'} ({problem}); quantize the student again"

@@ -21,18 +21,18 @@ def test_llamacpp_answers_as_torch_does(tmp_path: Path) -> None:
 
     import quant
 
-    student = SEEDLING / "student"
+    model_dir = SEEDLING / "teacher"
     quant.export(
-        AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32), tmp_path / "model.gguf", "gguf", student
+        AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), tmp_path / "model.gguf", "gguf", model_dir
     )
-    for file in (*student.glob("*token*"), *student.glob("*.jinja")):
+    for file in (*model_dir.glob("*token*"), *model_dir.glob("*.jinja")):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    fast, plain = load(tmp_path), load(student)
+    fast, plain = load(tmp_path), load(model_dir)
     assert (fast.name, plain.name) == ("llamacpp", "torch")
     limited = [{**request, "max_tokens": 24} for request in ASKED]
     answers = [[(r.message["content"], r.finish_reason) for r in engine.chat(limited)] for engine in (fast, plain)]
     same = sum(a == b for a, b in zip(*answers, strict=True))
-    # The base is unsure of what it says here, and float16 against bfloat16 may turn a tie; most answers are the same.
+    # float16 against bfloat16 may turn a near tie; all but a few answers are the same.
     assert same >= 0.8 * len(limited), list(zip(*answers, strict=True))
     fast.close()
 
