@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import tasks.curate
 from prefect import flow
-from tasks.curate import CurateSpec
 
+import tasks.curate
 from flows.stage import stage
+from tasks.curate import CurateSpec
 
 curate_stage = stage(tasks.curate.curate, retries=2)
 
