@@ -46,22 +46,16 @@ async def open_shop(day: int, conversations: int) -> dict[str, int]:
     """The gateway in this process, with the teacher behind it and the champion, if there is one, before it."""
     import httpx
 
-    from infra.engines import load
-    from infra.gateway import create_app
+    from flows import gateway
     from infra.seedling.simulate import WORKLOAD
     from infra.seedling.simulate import day as simulate
-    from tasks.teachers import LocalTeacher, teacher_for
 
-    teacher = teacher_for(WORKLOAD)
-    engine = load(teacher.artifact()) if isinstance(teacher, LocalTeacher) else None
-    app = create_app(engine if isinstance(teacher, LocalTeacher) else teacher.url if teacher else None)
+    app = gateway.app(WORKLOAD)
     with Bar() as bar:
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app=app)
             async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=120) as client:
                 counts = await simulate(client, day, conversations, bar)
-    if engine:
-        engine.close()
     return counts
 
 

@@ -111,6 +111,8 @@ class Gateway:
     async def close(self) -> None:
         for served in self.champions.values():
             self.retire(served)
+        if self.teacher:
+            self.teacher.close()
         await self.client.aclose()
 
     # -- answering -----------------------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def events(answer: dict[str, Any]) -> AsyncIterator[bytes]:
 
 
 def create_app(teacher: Engine | str | None = None) -> FastAPI:
-    """The gateway with a teacher behind it: a loaded engine, the URL of an endpoint (`…/v1`), or none."""
+    """The gateway with a teacher behind it: a loaded engine, which it closes at its end, an endpoint's URL, or none."""
     gateway = Gateway(teacher)
 
     @contextlib.asynccontextmanager

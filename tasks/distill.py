@@ -93,7 +93,6 @@ def distill(
             return {"student_id": student_id, "path": known.path, **known.report}
 
     import torch
-    from peft import LoraConfig, get_peft_model
 
     from tasks.trainer import Trainer, encode, teacher_logits
 
@@ -113,13 +112,7 @@ def distill(
         name = f"teacher-{model_fingerprint(followed.path)[:12]}-{len(train)}-top{spec.top_k}.safetensors"
         logits = teacher_logits(Path(dataset.path) / name, train, followed, spec.top_k, progress)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lora = LoraConfig(
-        r=spec.rank, lora_alpha=spec.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks by the old name
-        adapted = get_peft_model(model.to(device), lora)
+    adapted = with_lora(model.to("cuda" if torch.cuda.is_available() else "cpu"), spec)
     work = settings().home / "students" / f"{student_id}.work"
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(adapted, spec, work, logits)
@@ -134,6 +127,29 @@ def distill(
         "workload": dataset.workload, "prefix": dataset.prefix.to_json() if dataset.prefix else None,
         "dataset_id": dataset_id, "student_id": student_id, "max_tokens": 2 * max(len(e.ids) - e.prompt for e in train),
     }  # fmt: skip
+    write_student(folder, adapted, tokenizer, manifest)
+    trained = Student(id=student_id, dataset_id=dataset_id, path=str(folder), report=report, spec=asdict(spec))
+    trained.flow_run_id = flow_run_id
+    with session() as db:
+        db.merge(trained)
+    shutil.rmtree(work)
+    return {"student_id": student_id, "path": str(folder), **report}
+
+
+def with_lora(model: Any, spec: DistillSpec) -> Any:
+    """The model with a trainable LoRA on every linear layer but the head, and all else frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=spec.rank, lora_alpha=spec.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks by the old name
+        return get_peft_model(model, lora)
+
+
+def write_student(folder: Path, adapted: Any, tokenizer: Any, manifest: dict[str, Any]) -> None:
+    """The merged weights, the adapter beside them and the manifest, at once or not at all."""
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     adapted.save_pretrained(partial / "adapter")
@@ -142,19 +158,6 @@ def distill(
     (partial / "flywheel.json").write_text(json.dumps(manifest, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    with session() as db:
-        db.merge(
-            Student(
-                id=student_id,
-                dataset_id=dataset_id,
-                path=str(folder),
-                report=report,
-                spec=asdict(spec),
-                flow_run_id=flow_run_id,
-            )
-        )
-    shutil.rmtree(work)
-    return {"student_id": student_id, "path": str(folder), **report}
 
 
 def prompt_tokens(tokenizer: Any, dataset: "Dataset", rows: list[dict[str, Any]]) -> dict[str, float]:

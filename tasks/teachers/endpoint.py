@@ -21,6 +21,10 @@ class EndpointTeacher:
     def name(self) -> str:
         return self.model or self.url
 
+    def behind_gateway(self) -> str:
+        """What the gateway asks where no champion answers: the endpoint itself."""
+        return self.url
+
     def answer(self, requests: Sequence[dict[str, Any]], progress: Progress | None = None) -> list[dict[str, Any]]:
         """One assistant message a request, in order, eight asked at a time.
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from infra.engines import Engine
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -86,15 +88,19 @@ class LocalTeacher:
         partial.rename(folder)
         return folder
 
+    def behind_gateway(self) -> "Engine":
+        """What the gateway asks where no champion answers: the model, loaded."""
+        from infra.engines import load
+
+        return load(self.artifact())
+
     def answer(self, requests: Sequence[dict[str, Any]], progress: Progress | None = None) -> list[dict[str, Any]]:
         """One assistant message a request, in order, greedily.
 
         Raises:
             SetupError: A request does not begin with the prefix that this teacher has baked in.
         """
-        from infra.engines import load
-
-        engine = load(self.artifact())
+        engine = self.behind_gateway()
         try:
             read = [engine.strip(request) for request in requests]
             if None in read:

@@ -13,20 +13,18 @@ def test_the_same_seed_gives_the_same_day() -> None:
 
 
 def test_no_phrasing_is_in_both_parts() -> None:
-    def templates(part: int) -> set[str]:
-        tools = {t for tool in shop.TOOLS for t in (tool.train, tool.holdout)[part]}
-        talk = {t for entry in (*shop.TALK, *shop.INCOMPLETE) for t in (entry.train, entry.holdout)[part]}
-        return tools | talk
+    def templates(part: shop.Part) -> set[str]:
+        return {t for intent in (*shop.TOOLS, *shop.TALK, *shop.INCOMPLETE) for t in intent.parts[part]}
 
-    def forms(part: int) -> set[tuple[str, ...]]:
+    def forms(part: shop.Part) -> set[tuple[str, ...]]:
         """Every reading of every phrasing, as bare words."""
         rng = Random(0)
         readings = {phrases.expand(t, rng) for t in templates(part) for _ in range(40)}
         return {tuple(re.findall(r"[a-z_]+", reading.lower())) for reading in readings}
 
-    assert not templates(0) & templates(1)
-    assert not forms(0) & forms(1)
-    assert {e.template for e in shop.exchanges(0, 2000, "holdout")} <= templates(1)
+    assert not templates("train") & templates("holdout")
+    assert not forms("train") & forms("holdout")
+    assert {e.template for e in shop.exchanges(0, 2000, "holdout")} <= templates("holdout")
 
 
 def test_every_argument_stands_in_the_conversation_letter_by_letter() -> None:
