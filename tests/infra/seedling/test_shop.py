@@ -2,9 +2,12 @@
 
 import json
 import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
 from random import Random
 
-from infra.seedling import phrases, shop
+from infra.seedling import phrases, services, shop
 
 
 def test_the_same_seed_gives_the_same_day() -> None:
@@ -12,19 +15,32 @@ def test_the_same_seed_gives_the_same_day() -> None:
     assert list(shop.exchanges(3, 50, "train")) != list(shop.exchanges(4, 50, "train"))
 
 
+def readings(templates: Iterable[str]) -> set[tuple[str, ...]]:
+    """Readings of templates as bare words, each slot a blank."""
+    rng = Random(0)
+    texts = {phrases.expand(template, rng) for template in templates for _ in range(40)}
+    return {tuple(re.findall(r"[a-z']+|_", re.sub(r"\{\w+\}", "_", text).lower())) for text in texts}
+
+
 def test_no_phrasing_is_in_both_parts() -> None:
     def templates(part: shop.Part) -> set[str]:
         return {t for intent in (*shop.TOOLS, *shop.TALK, *shop.INCOMPLETE) for t in intent.parts[part]}
 
-    def forms(part: shop.Part) -> set[tuple[str, ...]]:
-        """Every reading of every phrasing, as bare words."""
-        rng = Random(0)
-        readings = {phrases.expand(t, rng) for t in templates(part) for _ in range(40)}
-        return {tuple(re.findall(r"[a-z_]+", reading.lower())) for reading in readings}
-
     assert not templates("train") & templates("holdout")
-    assert not forms("train") & forms("holdout")
+    assert not readings(templates("train")) & readings(templates("holdout"))
     assert {e.template for e in shop.exchanges(0, 2000, "holdout")} <= templates("holdout")
+
+
+def test_the_base_has_read_nothing_of_the_shop() -> None:
+    base = tomllib.loads(Path(services.__file__).with_suffix(".toml").read_text())
+    intents = (*shop.TOOLS, *shop.TALK, *shop.INCOMPLETE)
+    said = readings(phrasing for intent in intents for phrasing in intent.phrasings)
+    read = readings(
+        [*(p for tool in base["tools"] for p in tool["phrasings"]), *(talk["ask"] for talk in base["talk"])]
+    )
+    assert not said & read
+    assert not {tool.name for tool in shop.TOOLS} & {tool["name"] for tool in base["tools"]}
+    assert not {talk.answer for talk in shop.TALK} & {talk["answer"] for talk in base["talk"]}
 
 
 def test_every_argument_stands_in_the_conversation_letter_by_letter() -> None:
