@@ -56,10 +56,10 @@ def tied(model: nn.Module) -> bool:
 def quantize_embedding(model: nn.Module) -> None:
     """Put the token embedding, and the head where it is tied to it, on an int8 grid in groups of 32."""
     table, was_tied = embedding(model), tied(model)
+    assert isinstance(table, nn.Embedding)
     weight = table.weight.detach()
-    assert isinstance(weight, torch.Tensor)
     scale, zero = EMBEDDING_GRID.find(weight)
-    quantized = QuantEmbedding(*weight.shape, EMBEDDING_GRID, weight.dtype)
+    quantized = QuantEmbedding(table.num_embeddings, table.embedding_dim, EMBEDDING_GRID, weight.dtype)
     quantized.hold(EMBEDDING_GRID.quantize(weight, scale, zero), scale, zero)
     names = {module: name for name, module in model.named_modules()}
     if was_tied:

@@ -61,7 +61,7 @@ class QuantWeight(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantWeight:
         scale, zero = self.scale, self.zero
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.scale = scale.to(self.scale.device)
         self.zero = None if zero is None else zero.to(self.scale.device)
         return self
@@ -134,7 +134,7 @@ class LatentLinear(nn.Module):
         """Start at the integers of `layer`, leaning towards `weight` float [N, K] by `LEAN` of a step at most."""
         super().__init__()
         self.layer = layer
-        self.half = 2 ** (layer.grid.bits - 1)
+        self.half_range = 2 ** (layer.grid.bits - 1)
         codes = layer.codes().float()
         lean = layer.grid.position(weight, layer.scale, layer.zero) - codes
         self.position = nn.Parameter(codes + lean.clamp(-LEAN, LEAN))
@@ -146,12 +146,12 @@ class LatentLinear(nn.Module):
         return [p for p in (self.position, self.stretch, self.shift) if p is not None]
 
     def scale(self) -> Tensor:
-        return self.layer.scale.float() * (1 + self.stretch / self.half)
+        return self.layer.scale.float() * (1 + self.stretch / self.half_range)
 
     def zero(self) -> Tensor | None:
         if self.layer.zero is None or self.shift is None:
             return None
-        return self.layer.zero.float() + self.layer.scale.float() * self.shift / self.half
+        return self.layer.zero.float() + self.layer.scale.float() * self.shift / self.half_range
 
     def forward(self, x: Tensor) -> Tensor:
         grid = self.layer.grid

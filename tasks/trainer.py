@@ -205,7 +205,7 @@ class Trainer:
                 for options in self.optimizer.param_groups:
                     options["lr"] = max(rate, 1e-7)
                 loss = self.loss(group, self.logits)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.adapter.values(), 1.0)
                 self.optimizer.step()
                 self.optimizer.zero_grad()

@@ -116,7 +116,7 @@ def fit(
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
         learned = (targets != IGNORED).nonzero().squeeze(-1)
         loss = compiled(ids, learned, targets[learned])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:

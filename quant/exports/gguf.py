@@ -166,7 +166,7 @@ def _add_tokenizer(sink: Any, folder: Path, rows: int) -> None:
         if text is not None and (i := library.token_to_id(text)) is not None:
             getattr(sink, f"add_{role}_token_id")(i)
     before, after = _frame(library)
-    bos, eos = ([] if roles[r] is None else [library.token_to_id(roles[r])] for r in ("bos", "eos"))
+    bos, eos = ([] if (text := roles[r]) is None else [library.token_to_id(text)] for r in ("bos", "eos"))
     if before not in ([], bos) or after not in ([], eos):
         raise QuantError(f"tokenizer wraps text in {before} and {after}: gguf can add bos and eos only; change it")
     sink.add_add_bos_token(bool(before))

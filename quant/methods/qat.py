@@ -68,7 +68,7 @@ class QAT(IntegerWeights):
         """Quantize `model` in place, calibrating and training on `batches`."""
         from quant.anatomy import all_linears
         from quant.calibrate import require
-        from quant.linear import LatentLinear
+        from quant.linear import LatentLinear, QuantLinear
 
         require(batches, self.name)
         training = model.training
@@ -79,10 +79,10 @@ class QAT(IntegerWeights):
         total = len(layers) + self.steps
         start = GPTQ(self.bits, self.group_size, self.symmetric, self.embedding_bits)
         start.apply(model, batches, lambda done, _, what: progress(done, total, what))
-        latents = {name: LatentLinear(model.get_submodule(name), weight) for name, weight in weights.items()}
-        _place(
-            model, self._train(model, latents, lessons, exam, lambda n, _, what: progress(len(layers) + n, total, what))
-        )
+        rounded = {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
+        latents = {name: LatentLinear(rounded[name], weight) for name, weight in weights.items()}
+        trained = self._train(model, latents, lessons, exam, lambda n, _, what: progress(len(layers) + n, total, what))
+        _place(model, trained)
         model.train(training)
 
     def _train(

@@ -15,8 +15,8 @@ from tests.flows.conftest import ROOT, TURN, environment_of, flywheel
 from tests.shop_log import WORKLOAD, write_log
 
 
-def rows(home: Path, query: str) -> list[Any]:
-    with create_engine(f"sqlite:///{home / 'flywheel.db'}").connect() as db:
+def rows(home: Path, query: str, file: str = "flywheel.db") -> list[Any]:
+    with create_engine(f"sqlite:///{home / file}").connect() as db:
         return list(db.execute(text(query)))
 
 
@@ -64,25 +64,42 @@ def test_rollback_gives_previous_its_place_back_and_back_again(turned: Any) -> N
     assert (twice["champion"], twice["previous"]) == (once["previous"], once["champion"])
 
 
-def test_a_run_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    log = write_log(tmp_path / "day.jsonl", seed=5, conversations=90, day=3)
-    command = [*TURN, "--source.paths", json.dumps([str(log)]), "--json"]
+def killed_once(home: Path, command: list[str], there: str) -> None:
+    """Run the wheel and kill it, with everything it started, as soon as a file that matches `there` is there."""
     running = subprocess.Popen(
         [sys.executable, "-m", "flows", *command], cwd=ROOT, env=environment_of(home), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 300
-    while not list(home.glob("candidates/*/model.gguf")):  # the student is made, one candidate too
-        assert running.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    while not list(home.glob(there)):
+        assert running.poll() is None and time.monotonic() < deadline, f"{there} did not come"
+        time.sleep(0.05)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
-    before = rows(home, "SELECT id, created FROM student")
+
+
+def test_a_run_killed_in_every_stage_goes_on_where_it_was(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    log = write_log(tmp_path / "day.jsonl", seed=5, conversations=90, day=3)
+    command = [*TURN, "--source.paths", json.dumps([str(log)]), "--json"]
+    students = []
+    for there in (
+        "flywheel.db",  # ingest
+        "datasets/*/train.parquet",  # the end of curate
+        "students/*.work/checkpoint.safetensors",  # in the middle of training
+        "candidates/*/model.gguf",  # one candidate of three
+        "scorecards/*",
+        "mlflow-artifacts/**/model.gguf",  # a version registered, the verdict not yet written
+    ):
+        killed_once(home, command, there)
+        if "candidates" in there:
+            students = rows(home, "SELECT id, created FROM student")
     done = flywheel(*command, home=home)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["outcome"] == "promote"
-    assert rows(home, "SELECT id, created FROM student") == before, "the student was trained again"
-    assert rows(home, "SELECT count(*) FROM dataset") == [(1,)]
-    assert rows(home, "SELECT count(*) FROM candidate") == [(3,)]
+    assert rows(home, "SELECT id, created FROM student") == students, "the student was trained again"
+    calls = len(log.read_text().splitlines())
+    for table, count in {"interaction": calls, "dataset": 1, "candidate": 3, "verdict": 1}.items():
+        assert rows(home, f"SELECT count(*) FROM {table}") == [(count,)], table
+    assert rows(home, "SELECT count(*) FROM model_versions", "mlflow.db") == [(3,)]
     assert not list(home.rglob("*.partial*"))
