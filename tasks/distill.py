@@ -34,10 +34,10 @@ class DistillSpec:
 
     base: Annotated[str, Field(description="Hugging Face id or path; empty takes FLYWHEEL_STUDENT")] = ""
     rank: Annotated[int, Field(ge=1, le=256, description="LoRA rank r")] = 32
-    alpha: Annotated[int, Field(ge=1, description="LoRA alpha")] = 64
+    alpha: Annotated[int, Field(ge=1, description="LoRA alpha")] = 256
     learning_rate: Annotated[
-        float, Field(gt=0, lt=1, description="Peak rate of AdamW; a base of a billion parameters wants about 2e-4")
-    ] = 1.2e-3
+        float, Field(gt=0, lt=1, description="Peak rate, in AdamW's measure; a base of a billion parameters wants less")
+    ] = 1e-3
     epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 5
     batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 384
     kl_weight: Annotated[float, Field(ge=0, description="Weight of the teacher's distribution; 0 leaves it out")] = 1.0

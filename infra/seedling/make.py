@@ -2,10 +2,10 @@
 
     python -m infra.seedling.make --text novels.txt.gz --out infra/seedling/models
 
-Three steps, each resumable: the tokenizer; the student's base (4 layers), pretrained on other services' tools, on
-copying and on prose; the teacher (8 layers), grown from the base by putting an identity layer after each of its layers,
-then trained on the shop's training phrasings. None sees a holdout phrasing. Figures go to `figures.json` beside the
-models.
+Four steps, each resumable: the tokenizer; a base (4 layers), pretrained on other services' tools, on copying and on
+prose; the teacher (8 layers), grown from the base by putting an identity layer after each of its layers, then trained
+on the shop's training phrasings; the student's base, which is the base after a second round. None sees a holdout
+phrasing. Figures go to `figures.json` beside the models.
 
 Muon for the matrices and AdamW for the rest; a constant rate after warm-up with a linear decay over the last quarter.
 Every conversation is a sequence of its own: packing would put other conversations' numbers before the one to copy.
@@ -178,7 +178,7 @@ def grow(base: LlamaForCausalLM) -> LlamaForCausalLM:
     return grown
 
 
-def make(text_file: Path, out: Path, base_steps: int, teacher_steps: int) -> None:
+def make(text_file: Path, out: Path, base_steps: int, teacher_steps: int, student_steps: int) -> None:
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     raw = text_file.read_bytes()
@@ -235,7 +235,6 @@ def make(text_file: Path, out: Path, base_steps: int, teacher_steps: int) -> Non
         return encode(tokenizer, services.lesson(rng, vocabulary))
 
     fit(base, batches(draw_base, rng, pad), base_steps, 3e-3, work / "base.pt", lambda: score(base))
-    finish(base, "student")
 
     def draw_teacher() -> Example:
         if shop_rng.random() < 0.25:
@@ -249,6 +248,12 @@ def make(text_file: Path, out: Path, base_steps: int, teacher_steps: int) -> Non
     prefix = Prefix(shop.SYSTEM, tuple(shop.tool_schemas()))
     manifest = {"workload": WORKLOAD, "prefix": prefix.to_json(), "max_tokens": 128}
     (out / "teacher" / "flywheel.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+    # The student's second round, with a schedule of its own: copying is what a small model learns last.
+    again = Random(SEED + 3)
+    second = batches(lambda: draw_base(again), again, pad)
+    fit(base, second, student_steps, 2e-3, work / "student.pt", lambda: score(base))
+    finish(base, "student")
     shutil.rmtree(work)
 
 
@@ -256,7 +261,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="general English, plain or .gz")
     parser.add_argument("--out", type=Path, required=True, help="folder for the models")
-    parser.add_argument("--base-steps", type=int, default=3400)
+    parser.add_argument("--base-steps", type=int, default=2400)
     parser.add_argument("--teacher-steps", type=int, default=700)
+    parser.add_argument("--student-steps", type=int, default=1500)
     given = parser.parse_args()
-    make(given.text, given.out, given.base_steps, given.teacher_steps)
+    make(given.text, given.out, given.base_steps, given.teacher_steps, given.student_steps)

@@ -2,8 +2,8 @@
 
 A tiny model names the right function early and copies argument values last, so most of this curriculum is spans that
 must be copied letter by letter out of the prompt: random tools with random arguments, fields to be picked out,
-lines to be repeated, between the templated traffic of services that are not the shop. Nothing here mentions the
-shop's tools, products or phrasings.
+lines to be repeated, between the templated traffic of services that are not the shop. None of the shop's tools or
+answers occurs here, though people greet, thank and redirect things in the same words everywhere.
 """
 
 import json
@@ -84,20 +84,16 @@ def _make(kind: str, rng: Random, vocabulary: Vocabulary) -> str:
 
 
 def service_call(rng: Random, vocabulary: Vocabulary) -> list[Message]:
-    """A request to one of the known services; its tools stay unsaid.
-
-    A system line names the service, except in every third conversation: a student whose prompt is baked in reads none.
-    """
+    """A call to one of the known services; its system line names the service, its tools stay unsaid."""
     tool = rng.choice(_DATA["tools"])
-    named = {"role": "system", "content": f"You are the assistant of a {tool['service']}."}
-    system = [named] if rng.random() < 2 / 3 else []
+    system = {"role": "system", "content": f"You are the assistant of a {tool['service']}."}
     if rng.random() < 0.15:
         talk = rng.choice(_DATA["talk"])
         said = phrases.say(talk["ask"], {"phrase": vocabulary.phrase(rng, 5).lower()}, rng)
-        return [*system, {"role": "user", "content": said}, {"role": "assistant", "content": talk["answer"]}]
+        return [system, {"role": "user", "content": said}, {"role": "assistant", "content": talk["answer"]}]
     values = {argument: _make(kind, rng, vocabulary) for argument, kind in tool["arguments"].items()}
     said = phrases.say(rng.choice(tool["phrasings"]), values, rng)
-    return [*system, {"role": "user", "content": said}, _call(tool["name"], values)]
+    return [system, {"role": "user", "content": said}, _call(tool["name"], values)]
 
 
 def random_tool(rng: Random, vocabulary: Vocabulary) -> list[Message]:
@@ -135,8 +131,8 @@ def copying(rng: Random, vocabulary: Vocabulary) -> list[Message]:
 
 
 def lesson(rng: Random, vocabulary: Vocabulary) -> list[Message]:
-    """One conversation of the curriculum: 60 % services, 15 % random tools, 25 % plain copying."""
+    """One conversation of the curriculum: 50 % services, 20 % random tools, 30 % plain copying."""
     kind = rng.random()
-    if kind < 0.6:
+    if kind < 0.5:
         return service_call(rng, vocabulary)
-    return random_tool(rng, vocabulary) if kind < 0.75 else copying(rng, vocabulary)
+    return random_tool(rng, vocabulary) if kind < 0.7 else copying(rng, vocabulary)

@@ -1,15 +1,14 @@
 """The simulated shop: what its customers write, and what the right answer is.
 
 Fourteen tools, eight kinds of talk that no tool answers, questions that lack their order number (the assistant asks,
-the customer replies, the call follows). `shop.toml` lists the phrasings of each intent; a seeded sixth of each list is
-the holdout, and no model trains on it. Everything is drawn from one seed.
+the customer replies, the call follows). Each intent has phrasings for training and phrasings for the holdout, in
+`shop.toml`; the two lists share no template. Everything is drawn from one seed.
 """
 
 import json
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -22,7 +21,6 @@ SYSTEM = (
     "Never invent a value."
 )
 ASK_NUMBER = "Which order number is it?"
-SPLIT_SEED = 6
 
 Part = Literal["train", "holdout"]
 
@@ -32,20 +30,15 @@ class Intent:
     """Something customers want, and how they say it.
 
     Attributes:
-        phrasings: Templates (see phrases.py).
+        train: Phrasings that may appear in training traffic.
+        holdout: Phrasings that appear nowhere in training traffic.
     """
 
-    phrasings: tuple[str, ...]
-
-    @cached_property
-    def parts(self) -> dict[Part, tuple[str, ...]]:
-        """The phrasings split at random: a sixth appears nowhere in training traffic."""
-        shuffled = Random(f"{SPLIT_SEED}:{self.phrasings[0]}").sample(self.phrasings, len(self.phrasings))
-        held = len(shuffled) // 6
-        return {"holdout": tuple(shuffled[:held]), "train": tuple(shuffled[held:])}
+    train: tuple[str, ...]
+    holdout: tuple[str, ...]
 
     def template(self, rng: Random, part: Part) -> str:
-        return rng.choice(self.parts[part])
+        return rng.choice(self.train if part == "train" else self.holdout)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """A day at the shop: customers write to the gateway, and some say what they think of the answer.
 
 Each customer speaks through the same `/v1/chat/completions` and `/v1/feedback` that any application would use. The
-last quarter of the day is spoken in holdout phrasings, which no earlier customer uses. The feedback is simulated: a
-wrong answer is corrected or disliked by a little over half of those who get one, a right one is praised by one in
-eight, and one customer in two hundred presses the wrong thumb.
+last quarter of the day, the evening, is spoken in holdout phrasings, which no earlier customer uses. The feedback is
+simulated: a wrong answer is corrected or disliked by a little over half of those who get one, a right one is praised by
+one in eight, and one customer in two hundred presses the wrong thumb. In the evening a clerk reads along and corrects
+every wrong answer, as a team labels a sample to judge by: else the teacher would be its own yardstick.
 """
 
 import asyncio
@@ -50,7 +51,7 @@ async def day(
     tools = shop.tool_schemas()
     evening = round(conversations * 0.25)
 
-    async def talk(number: int, exchange: shop.Exchange) -> None:
+    async def talk(number: int, exchange: shop.Exchange, read_along: bool) -> None:
         rng = Random(f"{seed}:{number}")
         messages: list[dict[str, Any]] = [{"role": "system", "content": shop.SYSTEM}]
         headers = {"x-flywheel-client": f"web-{number % 7}", "x-flywheel-conversation": f"day-{seed}-{number}"}
@@ -63,7 +64,10 @@ async def day(
                 record, answer = response.json()["id"], response.json()["choices"][0]["message"]
                 good = same(answer, right)
                 counts.update(requests=1, right=int(good))
-                if opinion := feedback(rng, good, right):
+                opinion = feedback(rng, good, right)
+                if read_along and not good:
+                    opinion = {"kind": "correction", "value": right}
+                if opinion:
                     counts[opinion["kind"]] += 1
                     (await client.post("/v1/feedback", json={"record_id": record, **opinion})).raise_for_status()
                 messages.append(answer)
@@ -71,12 +75,10 @@ async def day(
         if progress:
             progress(counts["conversations"], conversations, "customers served")
 
-    for part, start, stop in (
-        ("train", 0, conversations - evening),
-        ("holdout", conversations - evening, conversations),
-    ):
-        said = shop.exchanges(seed * 2 + (part == "holdout"), stop - start, "train" if part == "train" else "holdout")
-        await asyncio.gather(*(talk(start + i, e) for i, e in enumerate(said)))
+    daytime = shop.exchanges(seed * 2, conversations - evening, "train")
+    await asyncio.gather(*(talk(i, e, False) for i, e in enumerate(daytime)))
+    spoken = shop.exchanges(seed * 2 + 1, evening, "holdout")
+    await asyncio.gather(*(talk(conversations - evening + i, e, True) for i, e in enumerate(spoken)))
     return dict(counts)
 
 
