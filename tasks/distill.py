@@ -39,6 +39,7 @@ class DistillSpec:
         float, Field(gt=0, lt=1, description="Peak rate, in AdamW's measure; a base of a billion parameters wants less")
     ] = 1e-3
     epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 5
+    max_steps: Annotated[int, Field(ge=0, description="Stop after so many steps, however many rows; 0: no limit")] = 0
     batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 384
     kl_weight: Annotated[float, Field(ge=0, description="Weight of the teacher's distribution; 0 leaves it out")] = 1.0
     top_k: Annotated[int, Field(ge=1, le=1024, description="Teacher tokens kept at each position")] = 32

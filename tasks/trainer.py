@@ -74,6 +74,18 @@ def schedule(examples: list[Example], batch_tokens: int, seed: int, epoch: int) 
     return groups
 
 
+def plan(examples: list[Example], spec: "DistillSpec") -> list[list[list[Example]]]:
+    """The batches of each epoch, cut off after `max_steps` in all."""
+    epochs, left = [], spec.max_steps or math.inf
+    for epoch in range(spec.epochs):
+        groups = schedule(examples, spec.batch_tokens, spec.seed, epoch)
+        epochs.append(groups[: int(min(left, len(groups)))])
+        left -= len(groups)
+        if left <= 0:
+            break
+    return epochs
+
+
 def teacher_logits(
     path: Path, examples: list[Example], teacher: Any, k: int, progress: Progress | None
 ) -> dict[int, tuple["Tensor", "Tensor"]]:
@@ -197,7 +209,7 @@ class Trainer:
     def run(self, train: list[Example], validation: list[Example], progress: Progress | None) -> None:
         import torch
 
-        epochs = [schedule(train, self.spec.batch_tokens, self.spec.seed, e) for e in range(self.spec.epochs)]
+        epochs = plan(train, self.spec)
         total, done = sum(map(len, epochs)), 0
         self.restore()
         self.model.train()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tasks.distill import DistillSpec
-from tasks.trainer import Example, Trainer, answer_loss, schedule, top_k_kl
+from tasks.trainer import Example, Trainer, answer_loss, plan, schedule, top_k_kl
 
 EXAMPLES = [Example([5 + (7 * n + i) % 40 for i in range(6 + n % 5)], 3, 1.0 + n % 2, True, n) for n in range(24)]
 SPEC = DistillSpec(epochs=3, batch_tokens=64, learning_rate=1e-2, checkpoint_steps=2, rank=4, alpha=8)
@@ -123,3 +123,11 @@ def test_training_learns_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
     after = trainer.validate(EXAMPLES[18:])
     assert after < before - 0.3
     assert after == pytest.approx(min(h["validation_loss"] for h in trainer.history), abs=1e-4)
+
+
+def test_max_steps_ends_training_in_the_middle_of_an_epoch() -> None:
+    whole = [len(groups) for groups in plan(EXAMPLES, SPEC)]
+    assert len(whole) == SPEC.epochs
+    cut = plan(EXAMPLES, replace(SPEC, max_steps=whole[0] + 1))
+    assert [len(groups) for groups in cut] == [whole[0], 1]
+    assert cut[0] == plan(EXAMPLES, SPEC)[0]
