@@ -222,7 +222,9 @@ def _asked(teacher: Teacher, dataset: "Dataset", progress: Progress | None) -> A
 def _logged(dataset: "Dataset") -> Answers:
     rows = dataset.split("holdout")
     unknown = dict.fromkeys(("bytes", "tokens_per_second", "seconds_per_request"))
-    return Answers([row["logged"] for row in rows], {**unknown, **_logged_latency(rows)}, "as logged")
+    # A log that cannot be read as an answer was no right one; a correction keeps its row in the holdout.
+    answers = [row["logged"] or {"role": "assistant", "content": None} for row in rows]
+    return Answers(answers, {**unknown, **_logged_latency(rows)}, "as logged")
 
 
 def _logged_latency(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:

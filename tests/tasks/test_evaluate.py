@@ -145,6 +145,12 @@ def test_files_that_changed_since_they_were_made_are_not_scored(home: Path, made
         evaluate_candidate(dataset_id, "nothing", SPEC)
 
 
+def test_a_logged_answer_that_cannot_be_read_is_a_wrong_one(home: Path) -> None:
+    unreadable: list[Any] = [None if i % 3 == 0 else answer for i, answer in enumerate(logged())]  # corrected each
+    card = evaluate_teacher(frozen(unreadable), SPEC)
+    assert card["quality"] == pytest.approx(8 / 12)
+
+
 def test_without_a_teacher_its_logged_answers_are_scored(home: Path) -> None:
     card = evaluate_teacher(frozen(logged()), SPEC)
     assert (card["name"], card["subject"], card["asked"]) == ("teacher (as logged)", "teacher", "as logged")
