@@ -3,6 +3,7 @@
 Each setting is `FLYWHEEL_` and its name in capitals. Without any, all lives in one folder and no server is needed.
 """
 
+import contextlib
 import os
 from functools import cache
 from pathlib import Path
@@ -60,16 +61,33 @@ class Settings(BaseSettings):
 
     @property
     def cores(self) -> int:
-        """Threads to use: what was asked for, else the cores that are idle now (at least one)."""
+        """Threads to use: what was asked for, else the cores that other programs leave free now (at least one)."""
         if self.threads:
             return self.threads
-        import psutil
-
         # Two threads that share a core with another process wait for each other at every step: three times slower than
-        # one. The load average would count this process's own work of a minute ago.
-        idle: int = sum(busy < 70 for busy in psutil.cpu_percent(interval=0.3, percpu=True))
-        ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else idle
-        return max(1, min(idle, ours))
+        # one. This process and those it started do not count: they wait while it computes.
+        ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, round(ours - _busy_cores_of_others(0.4)))
+
+
+def _busy_cores_of_others(seconds: float) -> float:
+    """How many cores' worth of time programs other than this one and its children take, over some seconds."""
+    import psutil
+
+    here = psutil.Process()
+    family = [here, *here.children(recursive=True)]
+
+    def spent() -> float:
+        total = 0.0
+        for process in family:
+            with contextlib.suppress(psutil.Error):  # gone in the meantime
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    before = spent()
+    busy: float = psutil.cpu_percent(interval=seconds) / 100 * (psutil.cpu_count() or 1)
+    return max(0.0, busy - (spent() - before) / seconds)
 
 
 @cache
