@@ -99,7 +99,7 @@ def test_a_run_killed_in_every_stage_goes_on_where_it_was(tmp_path: Path) -> Non
     assert json.loads(done.stdout)["outcome"] == "promote"
     assert rows(home, "SELECT id, created FROM student") == students, "the student was trained again"
     calls = len(log.read_text().splitlines())
-    for table, count in {"interaction": calls, "dataset": 1, "candidate": 3, "verdict": 1}.items():
+    for table, count in {"interaction": calls, "dataset": 1, "candidate": 3, "verdict": 3}.items():
         assert rows(home, f"SELECT count(*) FROM {table}") == [(count,)], table
     assert rows(home, "SELECT count(*) FROM model_versions", "mlflow.db") == [(3,)]
     assert not list(home.rglob("*.partial*"))
