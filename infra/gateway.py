@@ -72,6 +72,21 @@ class Gateway:
         self.champions: dict[str, Served] = {}
         self.client = httpx.AsyncClient(timeout=httpx.Timeout(600, connect=10))
 
+    @contextlib.asynccontextmanager
+    async def running(self, app: FastAPI) -> AsyncIterator[None]:
+        """Serve the champions, follow the registry, and close everything at the end: the app's lifespan."""
+        # The first look decides who answers the first request; a broken registry must not keep the teacher from it.
+        try:
+            await self.follow()
+        except SetupError as problem:
+            log.warning("no champion is served: %s", problem)
+        watching = asyncio.create_task(self.watch())
+        yield
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
+        await self.close()
+
     # -- which version serves ------------------------------------------------------------------------------------
 
     async def watch(self) -> None:
@@ -114,6 +129,17 @@ class Gateway:
         if self.teacher:
             self.teacher.close()
         await self.client.aclose()
+
+    def models(self) -> dict[str, Any]:
+        """What is served, in the form of OpenAI's list of models."""
+        data = [
+            {
+                "id": workload, "object": "model", "owned_by": "flywheel", "version": served.version,
+                "engine": served.engine.name,
+            }
+            for workload, served in self.champions.items()
+        ]  # fmt: skip
+        return {"object": "list", "data": data}
 
     # -- answering -----------------------------------------------------------------------------------------------
 
@@ -277,25 +303,22 @@ def events(answer: dict[str, Any]) -> AsyncIterator[bytes]:
     return lines()
 
 
+async def body_of(request: Request) -> dict[str, Any]:
+    """The JSON object that a request carries. Raises Refused where it carries none."""
+    try:
+        body = await request.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Refused(400, "the body is no JSON object")
+    return body
+
+
 def create_app(teacher: Engine | str | None = None) -> FastAPI:
     """The gateway with a teacher behind it: a loaded engine, which it closes at its end, an endpoint's URL, or none."""
     gateway = Gateway(teacher)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # The first look decides who answers the first request; a broken registry must not keep the teacher from it.
-        try:
-            await gateway.follow()
-        except SetupError as problem:
-            log.warning("no champion is served: %s", problem)
-        watching = asyncio.create_task(gateway.watch())
-        yield
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
-        await gateway.close()
-
-    app = FastAPI(title="Flywheel gateway", lifespan=lifespan, docs_url="/docs")
+    app = FastAPI(title="Flywheel gateway", lifespan=gateway.running, docs_url="/docs")
 
     @app.exception_handler(Refused)
     async def refuse(request: Request, problem: Refused) -> Response:
@@ -304,15 +327,6 @@ def create_app(teacher: Engine | str | None = None) -> FastAPI:
             "type": "invalid_request_error" if problem.status < 500 else "server_error",
         }
         return JSONResponse({"error": error}, problem.status)
-
-    async def body_of(request: Request) -> dict[str, Any]:
-        try:
-            body = await request.json()
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            raise Refused(400, "the body is no JSON object")
-        return body
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
@@ -331,17 +345,7 @@ def create_app(teacher: Engine | str | None = None) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        data = [
-            {
-                "id": workload,
-                "object": "model",
-                "owned_by": "flywheel",
-                "version": served.version,
-                "engine": served.engine.name,
-            }
-            for workload, served in gateway.champions.items()
-        ]
-        return {"object": "list", "data": data}
+        return gateway.models()
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:

@@ -164,6 +164,29 @@ def conversation(exchange: shop.Exchange) -> list[dict[str, Any]]:
     return [m for said, answer in exchange.turns for m in ({"role": "user", "content": said}, answer)]
 
 
+def learned_tokenizer(text: str, vocabulary: services.Vocabulary) -> PreTrainedTokenizerFast:
+    """The tokenizer of both models: from prose, the base's lessons and what the shop's customers say in training."""
+    rng = Random(SEED)
+    lessons = [services.lesson(rng, vocabulary) for _ in range(6000)]
+    spoken = [
+        json.dumps(m.get("tool_calls") or m["content"], separators=(",", ":")) for messages in lessons for m in messages
+    ]
+    modern = [said for e in shop.exchanges(SEED, 4000, "train") for said, _ in e.turns]
+    return train([text[:2_000_000], *spoken, *modern])
+
+
+def blank(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The base before it has learned anything: 4 layers, 4.2 M parameters."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=256, intermediate_size=768, num_hidden_layers=4,
+            num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            rope_theta=10000.0, initializer_range=0.02,
+        )
+    )  # fmt: skip
+
+
 def grow(base: LlamaForCausalLM) -> LlamaForCausalLM:
     """Twice the layers, the same function: each new layer is a copy whose two output matrices are zero."""
     config = LlamaConfig(**{**base.config.to_dict(), "num_hidden_layers": 2 * base.config.num_hidden_layers})
@@ -186,15 +209,7 @@ def make(text_file: Path, out: Path, base_steps: int, teacher_steps: int, studen
     vocabulary = services.Vocabulary(text[:1_000_000])
 
     if not (work / "tokenizer.json").exists():
-        rng = Random(SEED)
-        lessons = [services.lesson(rng, vocabulary) for _ in range(6000)]
-        spoken = [
-            json.dumps(m.get("tool_calls") or m["content"], separators=(",", ":"))
-            for messages in lessons
-            for m in messages
-        ]
-        modern = [said for e in shop.exchanges(SEED, 4000, "train") for said, _ in e.turns]
-        save(train([text[:2_000_000], *spoken, *modern]), work)
+        save(learned_tokenizer(text, vocabulary), work)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work)
     pad = tokenizer.pad_token_id
     paragraphs = prose(tokenizer, text)
@@ -218,14 +233,7 @@ def make(text_file: Path, out: Path, base_steps: int, teacher_steps: int, studen
         (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
 
     torch.manual_seed(SEED)
-    base = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=256, intermediate_size=768, num_hidden_layers=4,
-            num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
-            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad, rope_theta=10000.0,
-            initializer_range=0.02,
-        )
-    )  # fmt: skip
+    base = blank(tokenizer)
     rng, shop_rng = Random(SEED + 1), Random(SEED + 2)
 
     def draw_base(rng: Random = rng) -> Example:
