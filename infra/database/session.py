@@ -7,6 +7,8 @@ for writers (WAL), nor writers for them.
 
 import errno
 import shutil
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,10 +104,26 @@ def _make_folder(folder: Path) -> None:
 def _configure(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # Python's driver would begin and commit on its own, around DDL wrongly
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
+
+
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """Switch to WAL, which is kept in the file; two that open a new file at once wait for each other.
+
+    The switch does not heed the driver's timeout: SQLite answers "locked" at once.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as problem:
+            if "locked" not in str(problem) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _begin(connection: Connection) -> None:

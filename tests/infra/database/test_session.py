@@ -11,8 +11,9 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import func, select, text
+from sqlalchemy.exc import OperationalError
 
-from infra.database.session import VERSION_TABLE, session
+from infra.database.session import VERSION_TABLE, engine, session
 from infra.database.session import database as opened
 from infra.database.tables import Base, Cursor
 from infra.settings import SetupError, settings
@@ -64,6 +65,29 @@ def test_processes_that_open_a_new_database_at_once_all_succeed(database: str) -
     assert [(child.communicate()[1], child.returncode) for child in children] == [(b"", 0)] * 4
     with session(write=False) as db:
         assert db.scalar(select(func.count()).select_from(Cursor)) == 4
+
+
+def test_new_sqlite_files_that_are_opened_at_the_same_instant_are_never_locked(tmp_path: Path) -> None:
+    """The window is narrow, hence many files: without waiting, one in thirty failed."""
+    together, problems = threading.Barrier(4), []
+
+    def opens() -> None:
+        for number in range(100):
+            made = engine(f"sqlite:///{tmp_path / str(number)}.db")
+            together.wait()
+            try:
+                with made.begin() as connection:
+                    connection.execute(text("CREATE TABLE IF NOT EXISTS t (x)"))
+            except OperationalError as problem:
+                problems.append(problem)
+            made.dispose()
+
+    threads = [threading.Thread(target=opens) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
 
 
 def test_a_session_that_reads_and_then_writes_waits_for_another_writer(database: str) -> None:
