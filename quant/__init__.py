@@ -38,12 +38,12 @@ def quantize(
 ) -> nn.Module:
     """Quantize `model` in place and return it.
 
-    Every `nn.Linear` inside the decoder blocks becomes a `QuantLinear`. With `method.embedding_bits == 8` the token
-    embedding goes on an int8 grid of groups of 32, and so does the output head where it is tied to it; ties stay
-    ties. An untied head, norms and biases keep their type.
+    Every `nn.Linear` inside the blocks becomes a `QuantLinear`. The token embedding goes on a grid of
+    `method.embedding_bits`, and so does the output head where it is tied to it; ties stay ties. A head of its own,
+    norms and biases keep their type unless `method.head_bits` says otherwise.
 
     Args:
-        model: a causal language model in the Hugging Face shape (a `ModuleList` of blocks, `get_input_embeddings`).
+        model: a decoder or encoder in the Hugging Face shape (a `ModuleList` of blocks, `get_input_embeddings`).
         method: what to do, one of `quant.methods`.
         batches: calibration data, each `input_ids` Long[b, t], `attention_mask` Long[b, t] and optionally
             `loss_mask` Bool[b, t], True where a token is (part of) an answer. Padding is masked out. RTN needs none.
@@ -56,7 +56,7 @@ def quantize(
     """
     from quant.anatomy import check
 
-    check(model, method.group_size, method.embedding_bits)
+    check(model, method.grids(model))
     method.apply(model, batches, progress or (lambda done, total, what: None))
     return model
 

@@ -6,14 +6,14 @@ holds the most parameters, the embedding and head are what the Hugging Face acce
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from quant.errors import QuantError
 from quant.grid import Grid
-from quant.linear import QuantEmbedding, QuantWeight
-
-EMBEDDING_GRID = Grid(bits=8, symmetric=True, group_size=32)
+from quant.linear import QuantEmbedding, QuantLinear, QuantWeight
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -40,9 +40,10 @@ def embedding(model: nn.Module) -> nn.Module:
     return model.get_input_embeddings()  # type: ignore[operator]
 
 
-def head(model: nn.Module) -> nn.Module:
-    """The output head: an `nn.Linear` or a `QuantLinear`."""
-    return model.get_output_embeddings()  # type: ignore[operator]
+def head(model: nn.Module) -> nn.Module | None:
+    """The output head: an `nn.Linear` or a `QuantLinear`; None where the model has none, as an encoder."""
+    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return found  # type: ignore[no-any-return]
 
 
 def tied(model: nn.Module) -> bool:
@@ -50,24 +51,37 @@ def tied(model: nn.Module) -> bool:
     top, bottom = head(model), embedding(model)
     if isinstance(top, QuantWeight) and isinstance(bottom, QuantWeight):
         return torch.equal(top.packed, bottom.packed) and torch.equal(top.scale, bottom.scale)
-    return getattr(top, "weight", None) is getattr(bottom, "weight", 0)
+    return top is not None and getattr(top, "weight", None) is getattr(bottom, "weight", 0)
 
 
-def quantize_embedding(model: nn.Module) -> None:
-    """Put the token embedding, and the head where it is tied to it, on an int8 grid in groups of 32."""
-    table, was_tied = embedding(model), tied(model)
+def quantize_embedding(model: nn.Module, grid: Grid) -> None:
+    """Put the token embedding, and the head where it is tied to it, on `grid`."""
+    table, top = embedding(model), head(model) if tied(model) else None
     assert isinstance(table, nn.Embedding)
     weight = table.weight.detach()
-    scale, zero = EMBEDDING_GRID.find(weight)
-    quantized = QuantEmbedding(table.num_embeddings, table.embedding_dim, EMBEDDING_GRID, weight.dtype)
-    quantized.hold(EMBEDDING_GRID.quantize(weight, scale, zero), scale, zero)
+    scales = grid.find(weight)
+    quantized = QuantEmbedding(table.num_embeddings, table.embedding_dim, grid, weight.dtype, _multiplier(table))
+    quantized.hold(grid.quantize(weight, scales), scales)
     names = {module: name for name, module in model.named_modules()}
-    if was_tied:
-        model.set_submodule(names[head(model)], quantized.head())
+    if top is not None:
+        model.set_submodule(names[top], quantized.head(getattr(top, "bias", None)))
     model.set_submodule(names[table], quantized)
 
 
-def check(model: nn.Module, group_size: int | None, embedding_bits: int) -> None:
+def quantize_head(model: nn.Module, grid: Grid) -> None:
+    """Put a head of its own on `grid`; one tied to the embedding follows the embedding."""
+    top = head(model)
+    if isinstance(top, nn.Linear) and not tied(model):
+        names = {module: name for name, module in model.named_modules()}
+        model.set_submodule(names[top], QuantLinear.round(top, grid))
+
+
+def _multiplier(table: nn.Embedding) -> float:
+    """What the embedding multiplies its rows by: Gemma's do."""
+    return float(getattr(table, "embed_scale", 1.0))
+
+
+def check(model: nn.Module, grids: Mapping[str, Grid]) -> None:
     """Refuse what cannot be quantized, before anything is changed. Raises QuantError naming the layer."""
     for name, module in model.named_modules():
         if isinstance(module, QuantWeight):
@@ -76,15 +90,15 @@ def check(model: nn.Module, group_size: int | None, embedding_bits: int) -> None
     if not layers:
         raise QuantError(f"{type(model).__name__} has no nn.Linear in its blocks; merge adapters before quantizing")
     for name, linear in layers:
-        if group_size and linear.in_features % group_size:
-            limit = f"group_size {group_size} does not divide its {linear.in_features} inputs"
-            raise QuantError(f"{name}: {limit}; use a divisor or group_size=None (one scale per output row)")
+        if linear.weight.is_meta:
+            raise QuantError(f"{name}: weight is on the meta device, which holds no numbers; load the model first")
         if not linear.weight.isfinite().all():
             raise QuantError(f"{name}: weight holds NaN or Inf; repair or retrain the model")
+        try:
+            grids[name].groups(linear.in_features)
+        except QuantError as problem:
+            raise QuantError(f"{name}: {problem}; use grid 'int'") from problem
     table = embedding(model).weight
     assert isinstance(table, torch.Tensor)
     if not table.isfinite().all():
         raise QuantError("token embedding holds NaN or Inf; repair or retrain the model")
-    if embedding_bits == 8 and table.shape[1] % 32:
-        limit = f"groups of 32 do not divide its width {table.shape[1]}"
-        raise QuantError(f"token embedding: {limit}; use embedding_bits=16")

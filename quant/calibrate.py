@@ -1,44 +1,157 @@
-"""Runs batches through a model block by block and hands each linear layer the second moment of its inputs.
+"""The walk through a model, block by block, that every method which looks at data is built on.
 
-Every layer-wise method minimises ||W X - W' X||^2 over the inputs X a layer really sees; all it needs to know of them
-is H = 2 X^T X [K, K], the Hessian of that error for one output row (Frantar et al. 2022, GPTQ, arXiv 2210.17323,
-section 3.1). The walk is sequential: once a block is quantized its outputs are computed again, so later blocks see, and
-make up for, the errors of earlier ones. Only one block's Hessians and one set of hidden states are alive at a time.
+Layer-wise methods minimise ||W X - W' X'||^2 over the inputs a layer really sees: X in the unquantized model, X' in the
+quantized one. All they need to know of them is H = 2 X'^T X' [K, K], the Hessian of that error for one output row
+(Frantar et al. 2022, GPTQ, arXiv 2210.17323, section 3.1), and, to make up for the errors of earlier blocks as well,
+the drift D = 2 (X - X')^T X' [K, K] (Li et al. 2025, GPTAQ, arXiv 2504.02692, section 3). Others want the largest
+magnitude of each input, or the block's outputs: a `Stage` gives out all of these.
 
-One full pass records the keyword arguments each block is called with (attention mask, rotary tables, which may differ
-from block to block) and the hidden states that enter the first. Padded positions are masked out of H: their
-activations are artefacts, and in short chat data can outnumber the real ones. Layers that read the same tensor (q, k
-and v; gate and up) share one product. Rejected: walking sub-layers one after another inside a block ("true
-sequential"): four passes instead of one, for a gain within noise on the models this was tried on.
+    for stage in walk(model, batches):
+        moments = stage.moments()                              # of the block as it is
+        stage.replace(name, layer)                             # the rest of the model will see what it became
+
+Once a stage is left, its outputs are computed again, so later blocks see, and make up for, the errors of earlier ones.
+Only one block's moments and two sets of hidden states (quantized and not) are alive at a time.
+
+One pass in front of it records the keyword arguments that each block is called with (attention mask, rotary tables,
+which may differ from block to block) and the hidden states that enter the first; no block runs in it, and no head.
+Padded positions are masked out: their activations are artefacts, and in short chat data can outnumber the real ones.
+Layers that read the same tensor (q, k and v; gate and up) share one product. Rejected: walking sub-layers one after
+another inside a block ("true sequential"): four passes instead of one, for a gain within noise on the models this was
+tried on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from quant import Progress
 from quant.anatomy import blocks, linears
 from quant.errors import QuantError
 
 Batch = Mapping[str, Tensor]
 """`input_ids` Long[b, t], `attention_mask` Long[b, t], optional `loss_mask` Bool[b, t]."""
 
-Solve = Callable[[str, nn.Linear, Tensor], nn.Module]
-"""solve(name, linear, H float32 [K, K]) -> what takes the linear's place."""
+
+@dataclass
+class Run:
+    """One batch on its way through the blocks.
+
+    Attributes:
+        hidden: float [b, t, d], what enters the block in the quantized model.
+        clean: the same in the unquantized model; the same tensor until something was quantized.
+        mask: Bool[b, t], False at padding.
+        kwargs: what each block is called with beside it.
+    """
+
+    hidden: Tensor
+    clean: Tensor
+    mask: Tensor
+    kwargs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Moments(NamedTuple):
+    """Of a layer's inputs: hessian float32 [K, K], drift float32 [K, K] or None where nothing drifted yet."""
+
+    hessian: Tensor
+    drift: Tensor | None
 
 
 @dataclass
-class _Run:
-    """One batch on its way through the blocks: hidden states [b, t, d], its mask, each block's keyword arguments."""
+class Stage:
+    """One block while it is being quantized."""
 
-    hidden: Tensor
-    mask: Tensor
-    kwargs: list[dict[str, Any]]
+    model: nn.Module
+    name: str
+    index: int
+    block: nn.Module
+    runs: list[Run]
+
+    @property
+    def layers(self) -> dict[str, nn.Linear]:
+        """The `nn.Linear` layers that are still in the block, by full name, in the order of their definition."""
+        return dict(linears(self.name, self.block))
+
+    def replace(self, name: str, layer: nn.Module) -> None:
+        """Put `layer` where the one called `name` was."""
+        self.model.set_submodule(name, layer)
+
+    def forward(self, run: Run, hidden: Tensor) -> Tensor:
+        """The block's output [b, t, d] for `hidden`, with gradients where they are on."""
+        out = self.block(hidden, **run.kwargs[self.index])
+        return out[0] if isinstance(out, tuple) else out
+
+    @torch.no_grad()
+    def targets(self) -> list[Tensor]:
+        """What the block, as it is now, makes of each run's unquantized hidden states [b, t, d]."""
+        return [self.forward(run, run.clean) for run in self.runs]
+
+    @torch.no_grad()
+    def observe(self, see: Callable[[str, Tensor], None], clean: bool = False) -> None:
+        """Call `see(name, rows [n, K])` for each layer and run, with its inputs at the attended positions.
+
+        Raises QuantError for NaN or infinite inputs, and where a layer sees no token.
+        """
+        mask = torch.empty(0)
+        latest: tuple[Tensor, Tensor] | None = None  # q, k and v read one tensor, and get one tensor of rows
+        seen = set()
+
+        def note(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                nonlocal latest
+                (x,) = args
+                if latest is None or latest[0] is not x:
+                    latest = (x, x[mask] if x.shape[:2] == mask.shape else x.flatten(0, -2))
+                    if not latest[1].isfinite().all():
+                        raise QuantError(f"{name}: calibration activations hold NaN or Inf; check the model's dtype")
+                if len(latest[1]):
+                    seen.add(name)
+                    see(name, latest[1])
+
+            return hook
+
+        hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in self.layers.items()]
+        try:
+            for run in self.runs:
+                mask, latest = run.mask, None
+                self.forward(run, run.clean if clean else run.hidden)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name in self.layers:
+            if name not in seen:
+                raise QuantError(f"{name}: no calibration token reached it; pass more or longer batches")
+
+    def moments(self, drift: bool = False) -> dict[str, Moments]:
+        """Second moments of each layer's inputs; with `drift`, those of the quantization error in them as well."""
+        sums: dict[str, Moments] = {}
+        drifted = drift and any(run.hidden is not run.clean for run in self.runs)
+        kept: dict[str, list[Tensor]] = {}
+        if drifted:
+            self.observe(lambda name, rows: kept.setdefault(name, []).append(rows), clean=True)
+        latest: tuple[Tensor, Moments] | None = None
+
+        def add(name: str, rows: Tensor) -> None:
+            nonlocal latest
+            unquantized = kept[name].pop(0) if drifted else None
+            if latest is None or latest[0] is not rows:
+                x = rows.float()
+                double = 2 * x.T
+                latest = (rows, Moments(double @ x, None if unquantized is None else ((unquantized - x).T * 2) @ x))
+            before, now = sums.get(name), latest[1]
+            if before is None:
+                sums[name] = Moments(*(None if m is None else m.clone() for m in now))  # type: ignore[arg-type]
+                return
+            before.hessian.add_(now.hessian)
+            if before.drift is not None and now.drift is not None:
+                before.drift.add_(now.drift)
+
+        self.observe(add)
+        return sums
 
 
 def require(batches: Sequence[Batch], method: str) -> None:
@@ -55,89 +168,89 @@ def require(batches: Sequence[Batch], method: str) -> None:
         raise QuantError("calibration batches hold only padding; pass text with attention_mask 1")
 
 
-@torch.no_grad()
-def calibrate(model: nn.Module, batches: Sequence[Batch], solve: Solve, progress: Progress, total: int) -> None:
-    """Replace every linear of the blocks by what `solve` makes of it, first block to last.
+def walk(model: nn.Module, batches: Sequence[Batch], clean: bool = False) -> Iterator[Stage]:
+    """The blocks of `model` in order, each with what enters it.
 
-    `progress` counts replaced linears up to `total`. Raises QuantError for NaN or infinite activations.
+    With `clean`, runs carry the unquantized hidden states as well, at the price of a second pass through each block.
+    The model is in evaluation mode during the walk and back in its own after it.
     """
     training = model.training
     model.eval()
-    stack = blocks(model)
-    runs = _enter(model, [block for _, block in stack], batches)
-    done = 0
-    for index, (block_name, block) in enumerate(stack):
-        layers = linears(block_name, block)
-        for name, hessian in _hessians(block, index, dict(layers), runs).items():
-            model.set_submodule(name, solve(name, model.get_submodule(name), hessian))  # type: ignore[arg-type]
-            done += 1
-            progress(done, total, name)
-        if index + 1 < len(stack):
-            for run in runs:
-                run.hidden = _forward(block, run, index)
-    model.train(training)
+    try:
+        stack = blocks(model)
+        runs = _enter(model, batches)
+        for index, (name, block) in enumerate(stack):
+            stage = Stage(model, name, index, block, runs)
+            last = index + 1 == len(stack)
+            following = stage.targets() if clean and not last else None
+            yield stage
+            if last:
+                return
+            with torch.no_grad():
+                outputs = [stage.forward(run, run.hidden) for run in runs]
+            for i, run in enumerate(runs):
+                run.hidden = outputs[i]
+                run.clean = run.hidden if following is None else following[i]
+    finally:
+        model.train(training)
 
 
-def _enter(model: nn.Module, stack: list[nn.Module], batches: Sequence[Batch]) -> list[_Run]:
+class _Entered(Exception):
+    """Raised where the last block would be: what comes after it is of no interest."""
+
+
+class _Doorway(nn.Module):
+    """Stands where a block was: notes what it is called with and hands the hidden states on."""
+
+    def __init__(self, block: nn.Module, runs: list[Run], first: bool, last: bool) -> None:
+        super().__init__()
+        self.__dict__["block"] = block  # not a child, so that nothing of it is moved or counted twice
+        self.runs, self.first, self.last = runs, first, last
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model reads off its blocks, such as `attention_type`."""
+        return getattr(self.__dict__["block"], name)
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            kwargs |= _named(self.__dict__["block"], args)
+        if self.first:
+            self.runs[-1].hidden = self.runs[-1].clean = hidden
+        self.runs[-1].kwargs.append(kwargs)
+        if self.last:
+            raise _Entered
+        return hidden
+
+
+@torch.no_grad()
+def _enter(model: nn.Module, batches: Sequence[Batch]) -> list[Run]:
     """What each block is called with, for each batch."""
-    runs: list[_Run] = []
+    runs: list[Run] = []
     device = next(model.parameters()).device
-
-    def note(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if index == 0:
-                runs[-1].hidden = args[0]
-            runs[-1].kwargs.append(kwargs)
-
-        return hook
-
-    hooks = [block.register_forward_pre_hook(note(i), with_kwargs=True) for i, block in enumerate(stack)]
+    stack = blocks(model)
+    for i, (name, block) in enumerate(stack):
+        model.set_submodule(name, _Doorway(block, runs, first=i == 0, last=i + 1 == len(stack)))
     try:
         for batch in batches:
             ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-            runs.append(_Run(hidden=torch.empty(0), mask=mask.bool(), kwargs=[]))
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
+            runs.append(Run(torch.empty(0), torch.empty(0), mask.bool()))
+            try:
+                model(input_ids=ids, attention_mask=mask, **({"use_cache": False} if _caches(model) else {}))
+            except _Entered:
+                continue
     finally:
-        for hook in hooks:
-            hook.remove()
+        for name, block in stack:
+            model.set_submodule(name, block)
     return runs
 
 
-def _forward(block: nn.Module, run: _Run, index: int) -> Tensor:
-    out = block(run.hidden, **run.kwargs[index])
-    return out[0] if isinstance(out, tuple) else out
+def _caches(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "config", None), "use_cache")
 
 
-def _hessians(block: nn.Module, index: int, layers: dict[str, nn.Linear], runs: list[_Run]) -> dict[str, Tensor]:
-    """H = 2 X^T X over the attended positions, float32 [K, K] for each layer that was called."""
-    sums: dict[str, Tensor] = {}
-    mask = torch.empty(0)
-    latest: tuple[Tensor, Tensor] | None = None  # the last input and its product: q, k and v read the same tensor
+def _named(block: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional arguments after the hidden states, by the names of the block's forward."""
+    import inspect
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            nonlocal latest
-            (x,) = args
-            if latest is None or latest[0] is not x:
-                rows = x[mask] if x.shape[:2] == mask.shape else x.flatten(0, -2)
-                rows = rows.float()
-                latest = (x, 2 * rows.T @ rows)
-            if not latest[1].isfinite().all():
-                raise QuantError(f"{name}: calibration activations hold NaN or Inf; check the model and its dtype")
-            sums[name] = sums[name] + latest[1] if name in sums else latest[1]
-
-        return hook
-
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    try:
-        for run in runs:
-            mask = run.mask
-            _forward(block, run, index)
-            latest = None
-    finally:
-        for hook in hooks:
-            hook.remove()
-    unused = [name for name in layers if name not in sums]
-    if unused:
-        raise QuantError(f"{unused[0]}: no calibration token reached it; pass more or longer batches")
-    return sums
+    names = list(inspect.signature(block.forward).parameters)[1 : 1 + len(args)]
+    return dict(zip(names, args, strict=True))

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from quant.anatomy import head, tied
 from quant.errors import QuantError
-from quant.grid import Grid
+from quant.grid import IntGrid, Scales
 from quant.linear import QuantEmbedding, QuantLinear, QuantWeight
 from quant.pack import unpack_words
 
@@ -81,8 +81,11 @@ def read(folder: Path) -> dict[str, Tensor]:
         if suffix == "weight_packed":
             assert scheme is not None
             bits = scheme["config_groups"]["group_0"]["weights"]["num_bits"]
+            scale = tensors[f"{name}.weight_scale"]
             codes = unpack_words(tensor, bits, int(tensors[f"{name}.weight_shape"][1]))
-            state[f"{name}.weight"] = Grid(bits).dequantize(codes, tensors[f"{name}.weight_scale"])
+            state[f"{name}.weight"] = IntGrid(bits, group_size=codes.shape[1] // scale.shape[1]).dequantize(
+                codes, Scales(scale)
+            )
         elif suffix not in ("weight_scale", "weight_shape"):
             state[full] = tensor.float()
     return state

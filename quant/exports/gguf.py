@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from quant import pack
 from quant.anatomy import blocks, head, tied
 from quant.errors import QuantError
-from quant.grid import Grid
+from quant.grid import IntGrid, Scales
 from quant.linear import QuantLinear, QuantWeight
 
 ARCHITECTURES = ("llama", "qwen2")
@@ -257,11 +257,14 @@ def _blocks(name: str, module: QuantWeight, order: Tensor | slice) -> tuple[Tens
 def _dequantize(data: Tensor, kind: Type) -> Tensor:
     """uint8 blocks [N, bytes], or floats, -> float32."""
     if kind is Type.Q8_0:
-        return Grid(8).dequantize(*pack.unpack_q8_0(data))
+        codes, scale = pack.unpack_q8_0(data)
+        return IntGrid(8).dequantize(codes, Scales(scale))
     if kind is Type.Q4_0:
-        return Grid(4).dequantize(*pack.unpack_q4_0(data))
+        codes, scale = pack.unpack_q4_0(data)
+        return IntGrid(4).dequantize(codes, Scales(scale))
     if kind is Type.Q4_1:
-        return Grid(4, symmetric=False).dequantize(*pack.unpack_q4_1(data))
+        codes, scale, zero = pack.unpack_q4_1(data)
+        return IntGrid(4, symmetric=False).dequantize(codes, Scales(scale, zero))
     return data.float()
 
 

@@ -9,14 +9,23 @@ and with the order of columns the same for all rows, every [H_F^-1]_j,F that wil
 Cholesky factor U of H^-1 (ibid. section 3.3, algorithm 1): the update is w_F -= (w_j - q_j) / U_jj * U_j,F. Updates to
 columns beyond the current block of 128 are gathered and applied as one matrix product.
 
-* Columns go in the order of falling diag H ("act-order"), so that the ones that matter most are rounded while the
-  most freedom is left. Groups stay where they are and get their scales from the untouched weights ("static groups"):
-  the result is stored without a permutation, which no runtime layout could hold.
+**Asymmetric correction (GPTAQ).** What enters a layer is no longer what entered it in the unquantized model: X' for X.
+To keep W X, the columns not yet rounded also move by w_F += w_j P_j,F with P = a triu(D U^T, 1) U, D = 2 (X - X')^T X'
+(Li et al. 2025, arXiv 2504.02692, section 4, algorithm 1; their code damps it by a = 0.25, as does the default here).
+
+* `act_order`: columns go in the order of falling diag H, so that the ones that matter most are rounded while the most
+  freedom is left. With static groups any column may be next: a group's scale is found beforehand from the untouched
+  weights, and the result is stored without a permutation, which no runtime layout could hold.
+* `groups="dynamic"` finds a group's scale when its first column is reached, from the weights as they then are. Groups
+  stay whole: they are ordered by their mean diag H, and columns within a group by their own. Grids whose scales are
+  stored together (K-quants, NVFP4) cannot.
 * H gets `damping` times its mean diagonal added; where the factorisation still fails, ten times more, up to 1.
 * A dead column (never active in calibration) is rounded to nearest. The reference sets it to zero, which saves nothing
   and is wrong as soon as the feature fires in production.
-* Rejected: scales weighted by diag H (worse: they and the error feedback fix the same thing twice); recomputing scales
-  from the updated weights (needs groups in act-order to be contiguous).
+* Rejected: scales weighted by diag H (worse: they and the error feedback fix the same thing twice).
+
+Cost: K^3 for the factor, N K^2 for the updates, one forward pass a block (two with the correction). Tested against
+equation 2 written out with a fresh inverse for every column, and against GPTAQ's objective solved by least squares.
 """
 
 from __future__ import annotations
@@ -26,87 +35,140 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from quant.errors import QuantError
-from quant.methods.base import IntegerWeights
+from quant.methods.base import Grids, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from quant import Progress
-    from quant.calibrate import Batch
-    from quant.grid import Grid
+    from quant.calibrate import Batch, Moments
+    from quant.grid import Grid, Scales
 
 LAZY = 128
 
 
 @dataclass(frozen=True)
-class GPTQ(IntegerWeights):
+class GPTQ(Weights):
     """Round column by column with error feedback, calibrated on data.
 
     Attributes:
         name: which method this is.
         damping: what is added to the Hessian's diagonal, as a fraction of its mean; above 0.
+        act_order: round the most active inputs first.
+        groups: scales from the untouched weights (static), or from the corrected ones as they are reached (dynamic).
+        correction: how much of GPTAQ's correction for the drift of the inputs to apply, 0 to 1; 0 is plain GPTQ.
     """
 
     name: Literal["gptq"] = "gptq"
     damping: float = 0.01
+    act_order: bool = True
+    groups: Literal["static", "dynamic"] = "static"
+    correction: float = 0.25
 
-    def apply(self, model: nn.Module, batches: Sequence[Batch], progress: Progress) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.damping > 0 or not 0 <= self.correction <= 1:
+            given = f"damping={self.damping} and correction={self.correction}"
+            raise QuantError(f"gptq got {given}; use a damping above 0 and a correction from 0 to 1")
+        if self.groups == "dynamic" and not (self.number_grid().local and self.number_grid().adjustable):
+            raise QuantError(f"grid {self.grid!r} stores its scales together; use groups='static'")
+
+    def apply(self, model: nn.Module, batches: Sequence[Batch], progress: Progress, grids: Grids | None = None) -> None:
         """Quantize `model` in place, calibrating on `batches`."""
-        from quant.anatomy import all_linears, quantize_embedding
-        from quant.calibrate import calibrate, require
+        from quant.calibrate import require, walk
         from quant.linear import QuantLinear
 
         require(batches, self.name)
-        if self.embedding_bits == 8:
-            quantize_embedding(model)
-        grid = self.grid()
+        grids = grids or self.grids(model)
+        self.quantize_tables(model)
+        done = 0
+        for stage in walk(model, batches, clean=self.correction > 0):
+            for name, moments in stage.moments(drift=self.correction > 0).items():
+                linear = stage.layers[name]
+                codes, scales = self.solve(linear.weight.detach().float(), moments, grids[name], name)
+                stage.replace(name, QuantLinear.of(linear, grids[name], codes, scales))
+                done += 1
+                progress(done, len(grids), name)
 
-        def solve_layer(name: str, linear: nn.Linear, hessian: Tensor) -> nn.Module:
-            solution = solve(linear.weight.detach().float(), hessian, grid, self.damping, name)
-            return QuantLinear.of(linear, grid, solution.codes, solution.scale, solution.zero)
+    def solve(self, weight: Tensor, moments: Moments, grid: Grid, name: str = "weight") -> Solution:
+        """Codes for `weight` float32 [N, K] given the `moments` of its inputs (not changed).
 
-        calibrate(model, batches, solve_layer, progress, total=len(all_linears(model)))
+        Raises QuantError, naming the layer, if the Hessian cannot be factorised at any damping up to 1.
+        """
+        import torch
+
+        columns, width = weight.shape[1], grid.width(weight.shape[1])
+        scales = grid.find(weight)
+        order = self._order(moments.hessian.diagonal(), width)
+        factor = inverse_factor(moments.hessian[order][:, order], self.damping, name)
+        drag = self._drag(moments, order, factor)
+        steps = grid.steps(scales, len(weight))
+        step, offset = (None if part is None else part.T.contiguous() for part in steps)
+        assert step is not None
+        work = weight.T[order].contiguous()  # [K, N]: a column to be rounded is contiguous
+        levels = torch.empty_like(work)
+        found = {}
+        for start in range(0, columns, LAZY):
+            stop = min(start + LAZY, columns)
+            errors, moved = torch.zeros_like(work[start:stop]), work[start:stop].clone() if drag is not None else None
+            for i in range(start, stop):
+                group = int(order[i]) // width
+                if self.groups == "dynamic" and group not in found:
+                    members = (order // width == group).nonzero().squeeze(1)
+                    found[group] = grid.find(work[members].T)
+                    fresh = grid.steps(found[group], len(weight))
+                    step[group] = fresh.step[:, 0]
+                    if offset is not None and fresh.offset is not None:
+                        offset[group] = fresh.offset[:, 0]
+                column = work[i]
+                away = column if offset is None else column - offset[group]
+                position = torch.where(step[group] == 0, 0.0, away / step[group])
+                levels[i] = grid.snap(position)
+                error = (away - levels[i] * step[group]) / factor[i, i]
+                work[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
+                errors[i - start] = error
+                if drag is not None and moved is not None:
+                    moved[i - start] = column
+                    work[i + 1 : stop].addr_(drag[i, i + 1 : stop], column)
+            work[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+            if drag is not None and moved is not None:
+                work[stop:].addmm_(drag[start:stop, stop:].T, moved)
+        if found:
+            scales = type(scales)(*(
+                None if part is None else torch.cat([getattr(found[g], name) for g in range(len(found))], dim=1)
+                for name, part in scales._asdict().items()
+            ))  # fmt: skip
+        return Solution(grid.encode(levels[order.argsort()].T.contiguous()), scales)
+
+    def _order(self, activity: Tensor, width: int) -> Tensor:
+        """In which order to round the columns, Long [K]."""
+        import torch
+
+        columns = len(activity)
+        if not self.act_order:
+            return torch.arange(columns, device=activity.device)
+        if self.groups == "static":
+            return activity.argsort(descending=True, stable=True)
+        groups = [part for part in torch.arange(columns, device=activity.device).split(width)]
+        groups.sort(key=lambda part: -float(activity[part].mean()))
+        return torch.cat([part[activity[part].argsort(descending=True, stable=True)] for part in groups])
+
+    def _drag(self, moments: Moments, order: Tensor, factor: Tensor) -> Tensor | None:
+        """P [K, K]: how far each column, once reached, pulls later ones to make up for drifted inputs."""
+        if moments.drift is None or not self.correction:
+            return None
+        drift = moments.drift[order][:, order]
+        return self.correction * (drift @ factor.T).triu(1) @ factor
 
 
 class Solution(NamedTuple):
-    """codes int8 [N, K], scale and zero float16 [N, G]."""
+    """codes int8 [N, K] and their scales."""
 
     codes: Tensor
-    scale: Tensor
-    zero: Tensor | None
+    scales: Scales
 
 
-def solve(weight: Tensor, hessian: Tensor, grid: Grid, damping: float, name: str = "weight") -> Solution:
-    """Integers for `weight` float32 [N, K] under `hessian` float32 [K, K] (not changed).
-
-    Raises QuantError, naming the layer, if the Hessian cannot be factorised at any damping up to 1.
-    """
-    import torch
-
-    columns = weight.shape[1]
-    scale, zero = grid.find(weight)
-    group = torch.arange(columns, device=weight.device) // (columns // scale.shape[1])
-    order = hessian.diagonal().argsort(descending=True, stable=True)
-    factor = _inverse_factor(hessian[order][:, order], damping, name)
-    work = weight[:, order]
-    places = list(zip(order.tolist(), group[order].tolist(), strict=True))
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    for start in range(0, columns, LAZY):
-        stop = min(start + LAZY, columns)
-        errors = torch.zeros_like(work[:, start:stop])
-        for i in range(start, stop):
-            column, (at, of) = work[:, i : i + 1], places[i]
-            step, offset = scale[:, of, None], None if zero is None else zero[:, of, None]
-            code = grid.quantize(column, step, offset)
-            codes[:, at] = code[:, 0]
-            error = (column - grid.dequantize(code, step, offset)) / factor[i, i]
-            work[:, i + 1 : stop] -= error * factor[i, i + 1 : stop]
-            errors[:, i - start] = error[:, 0]
-        work[:, stop:] -= errors @ factor[start:stop, stop:]
-    return Solution(codes, scale, zero)
-
-
-def _inverse_factor(hessian: Tensor, damping: float, name: str) -> Tensor:
+def inverse_factor(hessian: Tensor, damping: float, name: str) -> Tensor:
     """Upper triangular U float32 [K, K] with U^T U = (H + damping)^-1, factorised in float64."""
     import torch
 

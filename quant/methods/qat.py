@@ -25,11 +25,11 @@ weight, so that s and p are independent and no gradient scale is needed. The los
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from quant.errors import QuantError
-from quant.methods.base import IntegerWeights
+from quant.methods.base import Grids, Weights
 from quant.methods.gptq import GPTQ
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ CHECKS = 4
 
 
 @dataclass(frozen=True)
-class QAT(IntegerWeights):
+class QAT(Weights):
     """GPTQ, then training with the rounding in the loop to match the unquantized model's distributions.
 
     Attributes:
@@ -60,11 +60,12 @@ class QAT(IntegerWeights):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 0 or not 0 < self.learning_rate < 1:
             given = f"steps={self.steps} and learning_rate={self.learning_rate}"
             raise QuantError(f"qat got {given}; use 0 or more steps and a rate above 0 and below 1")
 
-    def apply(self, model: nn.Module, batches: Sequence[Batch], progress: Progress) -> None:
+    def apply(self, model: nn.Module, batches: Sequence[Batch], progress: Progress, grids: Grids | None = None) -> None:
         """Quantize `model` in place, calibrating and training on `batches`."""
         from quant.anatomy import all_linears
         from quant.calibrate import require
@@ -77,8 +78,9 @@ class QAT(IntegerWeights):
         layers = all_linears(model)
         weights = {name: linear.weight.detach() for name, linear in layers}
         total = len(layers) + self.steps
-        start = GPTQ(self.bits, self.group_size, self.symmetric, self.embedding_bits)
-        start.apply(model, batches, lambda done, _, what: progress(done, total, what))
+        shared = {field.name: getattr(self, field.name) for field in fields(Weights)}
+        start = GPTQ(**shared)
+        start.apply(model, batches, lambda done, _, what: progress(done, total, what), grids)
         rounded = {name: m for name, m in model.named_modules() if isinstance(m, QuantLinear)}
         latents = {name: LatentLinear(rounded[name], weight) for name, weight in weights.items()}
         trained = self._train(model, latents, lessons, exam, lambda n, _, what: progress(len(layers) + n, total, what))

@@ -8,19 +8,12 @@ from torch import Tensor, nn
 
 from quant import QuantError
 from quant.anatomy import all_linears
-from quant.calibrate import Batch, calibrate, require
+from quant.calibrate import Batch, Moments, Stage, require, walk
 
 
 def hessians(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
-    """What `calibrate` hands out when every layer is left as it is."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str, linear: nn.Linear, hessian: Tensor) -> nn.Module:
-        seen[name] = hessian
-        return linear
-
-    calibrate(model, batches, keep, lambda done, total, what: None, total=len(all_linears(model)))
-    return seen
+    """What a walk finds when every layer is left as it is."""
+    return {n: m.hessian for stage in walk(model, batches) for n, m in stage.moments().items()}
 
 
 def test_hessians_are_those_of_the_whole_model_without_its_padding(model: nn.Module, batches: list[Batch]) -> None:
@@ -56,28 +49,45 @@ def test_what_padding_holds_makes_no_difference(model: nn.Module, batches: list[
         torch.testing.assert_close(hessian, clean[name], rtol=1e-4, atol=1e-4 * float(clean[name].abs().max()))
 
 
+def silence(stage: Stage) -> None:
+    for layer in stage.layers.values():
+        layer.weight.data.zero_()
+
+
 def test_later_blocks_see_the_errors_of_earlier_ones(model: nn.Module, batches: list[Batch]) -> None:
     clean, seen = hessians(model, batches), {}
-
-    def silence(name: str, linear: nn.Linear, hessian: Tensor) -> nn.Module:
-        seen[name] = hessian
-        return (
-            nn.Linear(linear.in_features, linear.out_features, bias=False)
-            .requires_grad_(False)
-            .apply(lambda m: m.weight.zero_())
-        )
-
-    calibrate(model, batches, silence, lambda done, total, what: None, total=14)
+    for stage in walk(model, batches):
+        seen |= stage.moments()
+        silence(stage)
     first, second = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
-    assert torch.equal(seen[first], clean[first])
-    assert not torch.allclose(seen[second], clean[second], rtol=0.1)
+    assert torch.equal(seen[first].hessian, clean[first])
+    assert not torch.allclose(seen[second].hessian, clean[second], rtol=0.1)
 
 
-def test_progress_counts_the_layers_and_the_mode_stays(model: nn.Module, batches: list[Batch]) -> None:
-    calls: list[tuple[int, int, str]] = []
+@torch.no_grad()
+def test_the_drift_is_that_of_the_unquantized_model_s_inputs(
+    original: nn.Module, model: nn.Module, batches: list[Batch]
+) -> None:
+    name = "model.layers.1.self_attn.v_proj"
+    before = [[run.hidden for run in stage.runs] for stage in walk(original, batches)][1]
+    found: dict[str, Moments] = {}
+    for stage in walk(model, batches, clean=True):
+        found |= stage.moments(drift=True)
+        silence(stage)
+    norm = original.get_submodule("model.layers.1.input_layernorm")
+    embedded = original.get_input_embeddings()
+    expected = torch.zeros(64, 64)
+    for batch, clean in zip(batches, before, strict=True):
+        mask = batch["attention_mask"].bool()
+        x, drifted = norm(clean)[mask], norm(embedded(batch["input_ids"]))[mask]  # a silent block adds nothing
+        expected += 2 * (x - drifted).T @ drifted
+    torch.testing.assert_close(found[name].drift, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    assert found["model.layers.0.self_attn.v_proj"].drift is None
+
+
+def test_the_mode_of_the_model_stays(model: nn.Module, batches: list[Batch]) -> None:
     model.train()
-    calibrate(model, batches, lambda n, m, h: m, lambda *call: calls.append(call), total=14)
-    assert [(done, total) for done, total, _ in calls] == [(i, 14) for i in range(1, 15)]
+    hessians(model, batches)
     assert model.training
 
 

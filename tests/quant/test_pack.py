@@ -9,7 +9,7 @@ from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.grid import Grid
+from quant.grid import IntGrid, Scales
 from quant.pack import (
     pack_q4_0,
     pack_q4_1,
@@ -55,9 +55,9 @@ def test_blocks_are_those_of_gguf_and_come_back(rows: int, groups: int, seed: in
         return torch.from_numpy(dequantize(packed.numpy(), kind))
 
     q4_0, q4_1, q8_0 = pack_q4_0(small, scale), pack_q4_1(small, scale, zero), pack_q8_0(large, scale)
-    assert torch.equal(theirs(q4_0, Type.Q4_0), Grid(4).dequantize(small, scale))
-    assert torch.equal(theirs(q4_1, Type.Q4_1), Grid(4, symmetric=False).dequantize(small, scale, zero))
-    assert torch.equal(theirs(q8_0, Type.Q8_0), Grid(8).dequantize(large, scale))
+    assert torch.equal(theirs(q4_0, Type.Q4_0), IntGrid(4).dequantize(small, Scales(scale)))
+    assert torch.equal(theirs(q4_1, Type.Q4_1), IntGrid(4, symmetric=False).dequantize(small, Scales(scale, zero)))
+    assert torch.equal(theirs(q8_0, Type.Q8_0), IntGrid(8).dequantize(large, Scales(scale)))
     for back, put in (
         (unpack_q4_0(q4_0), (small, scale)),
         (unpack_q4_1(q4_1), (small, scale, zero)),

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from quant import QuantError, export, quantize
-from quant.anatomy import EMBEDDING_GRID, embedding, head, tied
+from quant.anatomy import embedding, head, tied
 from quant.calibrate import Batch
+from quant.grid import IntGrid
 from quant.linear import QuantEmbedding, QuantLinear
 from quant.methods import GPTQ, QAT, RTN, Method
 
@@ -20,10 +21,10 @@ def test_every_method_leaves_the_same_container(method: Method, model: nn.Module
     quantize(model, method, batches, progress=lambda done, total, what: calls.append((done, total)))
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
     assert len(layers) == 15  # seven in each of two blocks, and the head
-    assert {m.grid for n, m in layers.items() if n != "lm_head"} == {method.grid()}
+    assert {m.grid for n, m in layers.items() if n != "lm_head"} == {method.number_grid()}
     assert all(m.scale.dtype == torch.float16 for m in layers.values())
     assert isinstance(embedding(model), QuantEmbedding) and tied(model)
-    assert head(model).grid == EMBEDDING_GRID
+    assert head(model).grid == IntGrid(8)
     assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
 
 
@@ -41,7 +42,7 @@ def test_what_cannot_be_quantized_is_refused_before_it_is_touched(original: nn.M
         assert all(torch.equal(t, before[n]) or t.isnan().any() for n, t in model.state_dict().items())
 
     refused(quantize(deepcopy(original), RTN()), GPTQ(), "embed_tokens is already quantized to 8 bits")
-    refused(deepcopy(original), GPTQ(group_size=128), "group_size 128 does not divide its 64 inputs")
+    refused(deepcopy(original), GPTQ(grid="k"), r"layers\.0\.self_attn\.q_proj: K-quants come in super-blocks of 256")
     broken = deepcopy(original)
     broken.get_submodule("model.layers.1.mlp.up_proj").weight.data[0, 0] = float("nan")
     refused(broken, RTN(), r"model\.layers\.1\.mlp\.up_proj: weight holds NaN")

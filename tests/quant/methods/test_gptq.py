@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from quant import QuantError, quantize
-from quant.calibrate import Batch
-from quant.grid import Grid
+from quant.calibrate import Batch, Moments
+from quant.grid import Grid, IntGrid, Scales
 from quant.methods import GPTQ, RTN
-from quant.methods.gptq import solve
+from quant.methods.gptq import Solution
 
-GRIDS = [Grid(4), Grid(3, symmetric=False), Grid(2, group_size=None)]
+GRIDS = [IntGrid(4), IntGrid(3, symmetric=False), IntGrid(2, group_size=None)]
 COLUMNS = 160  # more than one block of lazy updates
 
 
@@ -30,19 +30,23 @@ def hessian() -> Tensor:
     return 2 * inputs.T @ inputs
 
 
+def solve(weight: Tensor, hessian: Tensor, grid: Grid, damping: float, name: str = "weight") -> Solution:
+    return GPTQ(damping=damping).solve(weight, Moments(hessian, None), grid, name)
+
+
 def naive(weight: Tensor, hessian: Tensor, grid: Grid, damping: float) -> Tensor:
     """Codes by optimal brain surgery, one column and one inverse at a time, in float64."""
-    scale, zero = grid.find(weight)
+    scale, zero, *_ = grid.find(weight)
     left, group = weight.double().clone(), COLUMNS // scale.shape[1]
     h = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(COLUMNS, dtype=torch.float64)
     codes = torch.zeros(weight.shape, dtype=torch.int8)
     free = hessian.diagonal().argsort(descending=True).tolist()
     while free:
         j, inverse = free[0], torch.linalg.inv(h[free][:, free])
-        s, m = scale[:, j // group, None], None if zero is None else zero[:, j // group, None]
-        code = grid.quantize(left[:, [j]], s, m)
+        own = Scales(scale[:, j // group, None], None if zero is None else zero[:, j // group, None])
+        code = grid.quantize(left[:, [j]], own)
         codes[:, j] = code[:, 0]
-        error = left[:, [j]] - grid.dequantize(code, s, m).double()
+        error = left[:, [j]] - grid.dequantize(code, own).double()
         left[:, free] -= error / inverse[0, 0] * inverse[0]
         free = free[1:]
     return codes
@@ -62,34 +66,36 @@ def test_the_integers_are_those_of_the_naive_algorithm(weight: Tensor, hessian: 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_correlated_inputs_make_it_much_better_than_rounding(weight: Tensor, hessian: Tensor, grid: Grid) -> None:
-    codes, scale, zero = solve(weight, hessian, grid, damping=0.01)
-    nearest = grid.dequantize(grid.quantize(weight, scale, zero), scale, zero)
-    ours = output_error(weight, grid.dequantize(codes, scale, zero), hessian)
+    codes, scales = solve(weight, hessian, grid, damping=0.01)
+    nearest = grid.dequantize(grid.quantize(weight, scales), scales)
+    ours = output_error(weight, grid.dequantize(codes, scales), hessian)
     assert ours < 0.6 * output_error(weight, nearest, hessian)
 
 
 def test_independent_inputs_leave_nothing_to_make_up_for(weight: Tensor) -> None:
-    codes, scale, zero = solve(weight, torch.eye(COLUMNS), Grid(4), damping=0.01)
-    assert torch.equal(codes, Grid(4).quantize(weight, scale, zero))
+    codes, scales = solve(weight, torch.eye(COLUMNS), IntGrid(4), damping=0.01)
+    assert torch.equal(codes, IntGrid(4).quantize(weight, scales))
 
 
 def test_a_dead_column_is_rounded_to_nearest(weight: Tensor, hessian: Tensor) -> None:
     dead = hessian.clone()
     dead[:, 7] = dead[7] = 0
-    codes, scale, zero = solve(weight, dead, Grid(4), damping=0.01)
-    assert torch.equal(codes[:, 7], Grid(4).quantize(weight, scale, zero)[:, 7])
+    codes, scales = solve(weight, dead, IntGrid(4), damping=0.01)
+    assert torch.equal(codes[:, 7], IntGrid(4).quantize(weight, scales)[:, 7])
 
 
 def test_a_hessian_of_too_few_inputs_is_damped(weight: Tensor) -> None:
     one = torch.randn(1, COLUMNS, generator=torch.Generator().manual_seed(3))
-    codes, scale, _ = solve(weight, 2 * one.T @ one, Grid(4), damping=1e-9)
-    nearest = Grid(4).dequantize(Grid(4).quantize(weight, scale), scale)
-    assert ((weight - Grid(4).dequantize(codes, scale)) @ one.T).abs().sum() < ((weight - nearest) @ one.T).abs().sum()
+    codes, scales = solve(weight, 2 * one.T @ one, IntGrid(4), damping=1e-9)
+    nearest = IntGrid(4).dequantize(IntGrid(4).quantize(weight, scales), scales)
+    assert ((weight - IntGrid(4).dequantize(codes, scales)) @ one.T).abs().sum() < (
+        (weight - nearest) @ one.T
+    ).abs().sum()
 
 
 def test_a_hessian_without_a_factor_is_refused_by_name(weight: Tensor) -> None:
     with pytest.raises(QuantError, match=r"blk\.0: calibration Hessian is singular"):
-        solve(weight, -torch.eye(COLUMNS), Grid(4), damping=0.01, name="blk.0")
+        solve(weight, -torch.eye(COLUMNS), IntGrid(4), damping=0.01, name="blk.0")
 
 
 def test_the_model_says_more_of_the_same_than_after_rounding(original: nn.Module, batches: list[Batch]) -> None:

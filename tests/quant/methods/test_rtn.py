@@ -13,6 +13,6 @@ def test_every_weight_takes_its_nearest_level(model: nn.Module) -> None:
     method = RTN(bits=4)
     quantize(model, method)
     for name, weight in before.items():
-        layer, grid = model.get_submodule(name), method.grid()
-        scale, zero = grid.find(weight)
-        assert torch.equal(layer.codes(), grid.quantize(weight, scale, zero))
+        layer, grid = model.get_submodule(name), method.number_grid()
+        scales = grid.find(weight)
+        assert torch.equal(layer.codes(), grid.quantize(weight, scales))
