@@ -42,8 +42,8 @@ def embedding(model: nn.Module) -> nn.Module:
 
 def head(model: nn.Module) -> nn.Module | None:
     """The output head: an `nn.Linear` or a `QuantLinear`; None where the model has none, as an encoder."""
-    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return found  # type: ignore[no-any-return]
+    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    return found
 
 
 def tied(model: nn.Module) -> bool:

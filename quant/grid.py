@@ -40,6 +40,7 @@ K-quants, llama.cpp `ggml-quants.c`; FP8, Micikevicius et al. 2022 (arXiv 2209.0
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -65,6 +66,10 @@ class Scales(NamedTuple):
     zero: Tensor | None = None
     outer: Tensor | None = None
     outer_zero: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Scales:
+        """Each part that there is, changed."""
+        return Scales(change(self.scale), *(None if part is None else change(part) for part in self[1:]))
 
 
 class Steps(NamedTuple):

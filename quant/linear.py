@@ -31,6 +31,10 @@ class QuantWeight(nn.Module):
     """A matrix [rows, columns] held as codes on `grid`. Empty until a state dict or `hold` fills it."""
 
     packed: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    outer: Tensor | None
+    outer_zero: Tensor | None
 
     def __init__(self, rows: int, columns: int, grid: Grid) -> None:
         super().__init__()
@@ -42,7 +46,7 @@ class QuantWeight(nn.Module):
 
     @property
     def scales(self) -> Scales:
-        return Scales(*(getattr(self, part) for part in Scales._fields))
+        return Scales(self.scale, self.zero, self.outer, self.outer_zero)
 
     def hold(self, codes: Tensor, scales: Scales) -> None:
         """Take codes int8 [rows, columns] and their scales, on their device."""
@@ -113,7 +117,7 @@ class QuantEmbedding(QuantWeight):
     def forward(self, ids: Tensor) -> Tensor:
         flat = ids.flatten()
         codes = unpack_words(self.packed[flat], self.grid.bits, self.columns)
-        scales = Scales(*(None if part is None else part[flat] if len(part) > 1 else part for part in self.scales))
+        scales = self.scales.map(lambda part: part[flat] if len(part) > 1 else part)
         rows = self.grid.dequantize(codes, scales).to(self.dtype).unflatten(0, ids.shape)
         return rows if self.multiplier == 1 else rows * torch.tensor(self.multiplier, dtype=self.dtype)
 

@@ -97,6 +97,8 @@ class GPTQ(Weights):
         """
         import torch
 
+        from quant.grid import Scales
+
         columns, width = weight.shape[1], grid.width(weight.shape[1])
         scales = grid.find(weight)
         order = self._order(moments.hessian.diagonal(), width)
@@ -134,10 +136,8 @@ class GPTQ(Weights):
             if drag is not None and moved is not None:
                 work[stop:].addmm_(drag[start:stop, stop:].T, moved)
         if found:
-            scales = type(scales)(*(
-                None if part is None else torch.cat([getattr(found[g], name) for g in range(len(found))], dim=1)
-                for name, part in scales._asdict().items()
-            ))  # fmt: skip
+            parts = zip(*(found[group] for group in range(len(found))), strict=True)
+            scales = Scales(*(None if part[0] is None else torch.cat(part, dim=1) for part in parts))
         return Solution(grid.encode(levels[order.argsort()].T.contiguous()), scales)
 
     def _order(self, activity: Tensor, width: int) -> Tensor:

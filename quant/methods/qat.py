@@ -163,7 +163,9 @@ def _log_probabilities(model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
 
     device = next(model.parameters()).device
     ids, mask, chosen = (t.to(device) for t in (batch["input_ids"], batch["attention_mask"], where))
-    hook = head(model).register_forward_pre_hook(lambda module, args: (args[0][chosen],))
+    top = head(model)
+    assert top is not None
+    hook = top.register_forward_pre_hook(lambda module, args: (args[0][chosen],))
     try:
         logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     finally:
