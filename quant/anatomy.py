@@ -35,6 +35,21 @@ def all_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [pair for name, block in blocks(model) for pair in linears(name, block)]
 
 
+def norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The normalisations, by full name: modules with a weight a channel and no children."""
+    found = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim == 1 and not isinstance(module, QuantWeight):
+            found[name] = module
+    return found
+
+
+def become(model: nn.Module, other: nn.Module) -> None:
+    """Make `model` what `other`, a changed copy of it, is."""
+    model.__dict__.update(other.__dict__)
+
+
 def embedding(model: nn.Module) -> nn.Module:
     """The token embedding: an `nn.Embedding` or a `QuantEmbedding`."""
     return model.get_input_embeddings()  # type: ignore[operator]
@@ -95,7 +110,8 @@ def check(model: nn.Module, grids: Mapping[str, Grid]) -> None:
         if not linear.weight.isfinite().all():
             raise QuantError(f"{name}: weight holds NaN or Inf; repair or retrain the model")
         try:
-            grids[name].groups(linear.in_features)
+            if name in grids:  # pruning alone puts none of them on a grid
+                grids[name].groups(linear.in_features)
         except QuantError as problem:
             raise QuantError(f"{name}: {problem}; use grid 'int'") from problem
     table = embedding(model).weight

@@ -25,16 +25,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from quant.anatomy import blocks, linears
+from quant.anatomy import blocks, embedding, linears
 from quant.errors import QuantError
 
 Batch = Mapping[str, Tensor]
 """`input_ids` Long[b, t], `attention_mask` Long[b, t], optional `loss_mask` Bool[b, t]."""
+
+
+HALVED = 128
 
 
 @dataclass
@@ -60,6 +63,12 @@ class Moments(NamedTuple):
     hessian: Tensor
     drift: Tensor | None
 
+    def plus(self, other: Moments) -> Moments:
+        """The sum, in this one's memory."""
+        if self.drift is not None and other.drift is not None:
+            self.drift.add_(other.drift)
+        return Moments(self.hessian.add_(other.hessian), self.drift)
+
 
 @dataclass
 class Stage:
@@ -70,6 +79,9 @@ class Stage:
     index: int
     block: nn.Module
     runs: list[Run]
+    clean: bool = False
+    _targets: list[Tensor] | None = None
+    _seen: set[str] = field(default_factory=set)
 
     @property
     def layers(self) -> dict[str, nn.Linear]:
@@ -78,6 +90,8 @@ class Stage:
 
     def replace(self, name: str, layer: nn.Module) -> None:
         """Put `layer` where the one called `name` was."""
+        if self.clean:
+            self.targets()  # while the block can still tell
         self.model.set_submodule(name, layer)
 
     def forward(self, run: Run, hidden: Tensor) -> Tensor:
@@ -87,71 +101,114 @@ class Stage:
 
     @torch.no_grad()
     def targets(self) -> list[Tensor]:
-        """What the block, as it is now, makes of each run's unquantized hidden states [b, t, d]."""
-        return [self.forward(run, run.clean) for run in self.runs]
+        """What the unquantized block makes of each run's unquantized hidden states [b, t, d]."""
+        if self._targets is None:
+            self._targets = [self.forward(run, run.clean) for run in self.runs]
+        return self._targets
 
     @torch.no_grad()
-    def observe(self, see: Callable[[str, Tensor], None], clean: bool = False) -> None:
+    def observe(self, see: Callable[[str, Tensor], None]) -> None:
         """Call `see(name, rows [n, K])` for each layer and run, with its inputs at the attended positions.
 
-        Raises QuantError for NaN or infinite inputs, and where a layer sees no token.
+        Layers that read one tensor get one tensor of rows. Raises QuantError for NaN or infinite inputs, and where a
+        layer sees no token.
         """
-        mask = torch.empty(0)
-        latest: tuple[Tensor, Tensor] | None = None  # q, k and v read one tensor, and get one tensor of rows
-        seen = set()
+        for run in self.runs:
+            self._listen(run, run.hidden, see)
+
+    def _listen(self, run: Run, hidden: Tensor, see: Callable[[str, Tensor], None], whole: bool = False) -> Tensor:
+        """One run through the block, up to the last layer's input, or the `whole` of it for the sake of its output."""
+        layers, whole_mask = self.layers, bool(run.mask.all())
+        waiting = set(layers)
+        latest: tuple[Tensor, Tensor] | None = None
 
         def note(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 nonlocal latest
                 (x,) = args
                 if latest is None or latest[0] is not x:
-                    latest = (x, x[mask] if x.shape[:2] == mask.shape else x.flatten(0, -2))
-                    if not latest[1].isfinite().all():
+                    attended = x.shape[:2] == run.mask.shape and not whole_mask
+                    latest = (x, x[run.mask] if attended else x.flatten(0, -2))
+                    if not latest[1].sum(dtype=torch.float32).isfinite():
                         raise QuantError(f"{name}: calibration activations hold NaN or Inf; check the model's dtype")
                 if len(latest[1]):
-                    seen.add(name)
+                    self._seen.add(name)
                     see(name, latest[1])
+                waiting.discard(name)
+                if not waiting and not whole:
+                    raise _Heard
 
             return hook
 
-        hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in self.layers.items()]
+        hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
         try:
-            for run in self.runs:
-                mask, latest = run.mask, None
-                self.forward(run, run.clean if clean else run.hidden)
+            return self.forward(run, hidden)
+        except _Heard:
+            return hidden
         finally:
             for hook in hooks:
                 hook.remove()
-        for name in self.layers:
-            if name not in seen:
-                raise QuantError(f"{name}: no calibration token reached it; pass more or longer batches")
 
+    @torch.no_grad()
     def moments(self, drift: bool = False) -> dict[str, Moments]:
-        """Second moments of each layer's inputs; with `drift`, those of the quantization error in them as well."""
+        """Second moments of each layer's inputs; with `drift`, those of the quantization error in them as well.
+
+        Layers that read one tensor share one `Moments`.
+        """
         sums: dict[str, Moments] = {}
-        drifted = drift and any(run.hidden is not run.clean for run in self.runs)
-        kept: dict[str, list[Tensor]] = {}
-        if drifted:
-            self.observe(lambda name, rows: kept.setdefault(name, []).append(rows), clean=True)
-        latest: tuple[Tensor, Moments] | None = None
+        reads: dict[str, str] = {}  # each layer -> the first that reads the same tensor
+        targets = []
+        for run in self.runs:
+            drifted = drift and run.hidden is not run.clean
+            clean: dict[str, Tensor] = {}
+            if drifted:
+                targets.append(self._listen(run, run.clean, clean.__setitem__, whole=True))
+            latest: tuple[str, Tensor] | None = None
 
-        def add(name: str, rows: Tensor) -> None:
-            nonlocal latest
-            unquantized = kept[name].pop(0) if drifted else None
-            if latest is None or latest[0] is not rows:
-                x = rows.float()
-                double = 2 * x.T
-                latest = (rows, Moments(double @ x, None if unquantized is None else ((unquantized - x).T * 2) @ x))
-            before, now = sums.get(name), latest[1]
-            if before is None:
-                sums[name] = Moments(*(None if m is None else m.clone() for m in now))  # type: ignore[arg-type]
-                return
-            before.hessian.add_(now.hessian)
-            if before.drift is not None and now.drift is not None:
-                before.drift.add_(now.drift)
+            def add(name: str, rows: Tensor, clean: dict[str, Tensor] = clean) -> None:
+                nonlocal latest
+                if latest is not None and latest[1] is rows:
+                    first = latest[0]
+                else:
+                    first, latest = name, (name, rows)
+                    now = _moments(rows.float(), clean.get(name))
+                    sums[name] = sums[name].plus(now) if name in sums else now
+                if reads.setdefault(name, first) != first:
+                    raise QuantError(f"{name}: reads another tensor from batch to batch, which no moments describe")
 
-        self.observe(add)
-        return sums
+            self._listen(run, run.hidden, add)
+        if drift and len(targets) == len(self.runs) and self._targets is None:
+            self._targets = targets
+        for name in self.layers:
+            if name not in self._seen:
+                raise QuantError(f"{name}: no calibration token reached it; pass more or longer batches")
+        return {name: sums[reads[name]] for name in self.layers}
+
+
+def _moments(rows: Tensor, clean: Tensor | None) -> Moments:
+    """Of one run's rows float32 [n, K], and of the same in the unquantized model."""
+    drift = None if clean is None else 2 * (clean.float() - rows).T @ rows
+    half = rows.shape[1] // 2
+    if half < HALVED:
+        return Moments(2 * rows.T @ rows, drift)
+    # A symmetric product by three of its four quarters: torch has no syrk.
+    hessian = rows.new_empty(rows.shape[1], rows.shape[1])
+    left, right = rows[:, :half], rows[:, half:]
+    hessian[:half, :half] = left.T @ left
+    hessian[half:, half:] = right.T @ right
+    hessian[:half, half:] = left.T @ right
+    hessian[half:, :half] = hessian[:half, half:].T
+    return Moments(hessian.mul_(2), drift)
+
+
+class Store(Protocol):
+    """Where the blocks of a model larger than memory are while no one works on them: see `shards.py`."""
+
+    def enter(self, index: int, block: nn.Module) -> None:
+        """Bring the tensors of the block into memory; the walk has come to it."""
+
+    def leave(self, index: int, block: nn.Module) -> None:
+        """Let go of them; the walk will not come back."""
 
 
 def require(batches: Sequence[Batch], method: str) -> None:
@@ -171,32 +228,47 @@ def require(batches: Sequence[Batch], method: str) -> None:
 def walk(model: nn.Module, batches: Sequence[Batch], clean: bool = False) -> Iterator[Stage]:
     """The blocks of `model` in order, each with what enters it.
 
-    With `clean`, runs carry the unquantized hidden states as well, at the price of a second pass through each block.
+    With `clean`, runs carry the unquantized hidden states as well, at the price of a second pass through each block;
+    who then changes a block otherwise than by `replace` asks for its `targets` first.
+    Without batches it goes from block to block just the same, for methods that only look at weights. A model whose
+    blocks are not all in memory says so by its `store`.
     The model is in evaluation mode during the walk and back in its own after it.
     """
     training = model.training
     model.eval()
+    store: Store | None = getattr(model, "store", None)
     try:
         stack = blocks(model)
         runs = _enter(model, batches)
         for index, (name, block) in enumerate(stack):
-            stage = Stage(model, name, index, block, runs)
-            last = index + 1 == len(stack)
-            following = stage.targets() if clean and not last else None
+            if store is not None:
+                store.enter(index, block)
+            stage = Stage(model, name, index, block, runs, clean)
             yield stage
-            if last:
-                return
-            with torch.no_grad():
-                outputs = [stage.forward(run, run.hidden) for run in runs]
-            for i, run in enumerate(runs):
-                run.hidden = outputs[i]
-                run.clean = run.hidden if following is None else following[i]
+            if index + 1 < len(stack):
+                _pass_on(stage)
+            if store is not None:
+                store.leave(index, block)
     finally:
         model.train(training)
 
 
+@torch.no_grad()
+def _pass_on(stage: Stage) -> None:
+    """Replace what enters the stage's block by what leaves it."""
+    following = stage.targets() if stage.clean else None
+    outputs = [stage.forward(run, run.hidden) for run in stage.runs]
+    for i, run in enumerate(stage.runs):
+        run.hidden = outputs[i]
+        run.clean = run.hidden if following is None else following[i]
+
+
 class _Entered(Exception):
     """Raised where the last block would be: what comes after it is of no interest."""
+
+
+class _Heard(Exception):
+    """Raised where the last layer of a block would run whose input was all that was asked for."""
 
 
 class _Doorway(nn.Module):
@@ -226,7 +298,7 @@ class _Doorway(nn.Module):
 def _enter(model: nn.Module, batches: Sequence[Batch]) -> list[Run]:
     """What each block is called with, for each batch."""
     runs: list[Run] = []
-    device = next(model.parameters()).device
+    device = next(iter(embedding(model).state_dict().values())).device  # blocks may be nowhere
     stack = blocks(model)
     for i, (name, block) in enumerate(stack):
         model.set_submodule(name, _Doorway(block, runs, first=i == 0, last=i + 1 == len(stack)))

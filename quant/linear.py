@@ -2,12 +2,14 @@
 LatentLinear, a QuantLinear while its integers and scales are being learned.
 
 The forward pass unpacks, dequantizes to float32, rounds once to the input's type and multiplies. That is the reference
-semantics of every weight-only format; speed is the runtimes' business (`exports/`). A fused kernel was left out on
-purpose: one code path, whose numbers are the exported ones.
+semantics of every weight-only format; speed is the runtimes' business (`exports/`), and that of `kernels.py` in torch.
 
     packed                           int32 [N, ceil(K * bits / 32)], `pack.pack_words`
     scale, zero, outer, outer_zero   `grid.Scales`, those that the grid has
     bias                             float [N], where the layer had one
+    input_scale                      float32 [1], where inputs are rounded with a step known beforehand
+
+A layer may round its inputs, too (`activations.py`); then the product is float32, as an accumulator is.
 
 The scales keep their types when the model is moved to another float type: fp16 to bf16 would change 3 of their bits,
 and with them what the integers mean.
@@ -16,6 +18,7 @@ and with them what the integers mean.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,10 @@ from torch.nn import functional
 
 from quant.grid import Grid, Scales, Steps
 from quant.pack import pack_words, unpack_words
+
+if TYPE_CHECKING:
+    from quant.activations import Activations
+    from quant.kernels import Kernel
 
 LEAN = 0.25
 
@@ -77,28 +84,81 @@ class QuantLinear(QuantWeight):
     """`nn.Linear(columns, rows)` on a grid: x [..., columns] -> [..., rows] in x's type."""
 
     bias: Tensor | None
+    input_scale: Tensor | None
+    kernel: Kernel | None = None  # see quant.kernels
 
-    def __init__(self, in_features: int, out_features: int, grid: Grid, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        grid: Grid,
+        bias: Tensor | None = None,
+        activations: Activations | None = None,
+    ) -> None:
         super().__init__(out_features, in_features, grid)
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features, self.activations = in_features, out_features, activations
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        static = activations is not None and not activations.dynamic
+        self.register_buffer("input_scale", torch.ones(1) if static else None)
 
     @classmethod
-    def round(cls, linear: nn.Linear, grid: Grid, clip: bool = True) -> QuantLinear:
+    def round(
+        cls,
+        linear: nn.Linear,
+        grid: Grid,
+        clip: bool = True,
+        activations: Activations | None = None,
+        input_scale: Tensor | None = None,
+    ) -> QuantLinear:
         """`linear` with each weight rounded to the nearest level."""
         weight = linear.weight.detach()
         scales = grid.find(weight, clip=clip)
-        return cls.of(linear, grid, grid.quantize(weight, scales), scales)
+        return cls.of(linear, grid, grid.quantize(weight, scales), scales, activations, input_scale)
 
     @classmethod
-    def of(cls, linear: nn.Linear, grid: Grid, codes: Tensor, scales: Scales) -> QuantLinear:
-        """`linear` with these codes for its weights."""
-        layer = cls(linear.in_features, linear.out_features, grid, linear.bias)
+    def of(
+        cls,
+        linear: nn.Linear,
+        grid: Grid,
+        codes: Tensor,
+        scales: Scales,
+        activations: Activations | None = None,
+        input_scale: Tensor | None = None,
+    ) -> QuantLinear:
+        """`linear` with these codes for its weights; `input_scale` float32 [1] is the step of static activations."""
+        layer = cls(linear.in_features, linear.out_features, grid, linear.bias, activations)
         layer.hold(codes, scales)
+        assert (input_scale is not None) == (layer.input_scale is not None)
+        layer.input_scale = None if input_scale is None else input_scale.to(layer.packed.device)
         return layer
 
+    @property
+    def path(self) -> str:
+        """What computes the product: a kernel of `quant.kernels`, or "reference"."""
+        return str(self.kernel) if self.kernel is not None and self.kernel.packed is self.packed else "reference"
+
     def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.dequantize().to(x.dtype), self.bias)
+        if self.kernel is not None and self.kernel.packed is self.packed:
+            y = self.kernel(self, x)
+            if y is not None:
+                return y
+        rounded = x if self.activations is None else self.activations.round(x, self.input_scale)
+        bias = None if self.bias is None else self.bias.to(rounded.dtype)
+        return functional.linear(rounded, self.dequantize().to(rounded.dtype), bias).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        rounding = "" if self.activations is None else f", {self.activations}"
+        return f"{super().extra_repr()}{rounding}, {self.path}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+        before = self.input_scale
+        super()._apply(fn, recurse)
+        self.input_scale = None if before is None else before.to(self.packed.device)
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.kernel = None  # it was made of other integers
+        super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
 
 
 class QuantEmbedding(QuantWeight):
@@ -142,25 +202,43 @@ class LatentLinear(nn.Module):
     straight-through gradient back. `stretch` float32 [N, G] is the change of a step relative to what it was, `shift`
     float32 [N, G] that of an offset in steps (asymmetric grids only), both times half the range of the levels. So one
     learning rate fits all three, every layer and bit width: half a step is what changes a code, and a scale moves its
-    outermost levels as fast as a weight moves itself.
+    outermost levels as fast as a weight moves itself. With a `rank`, positions move by up [N, rank] times down
+    [rank, K] instead.
     """
 
-    def __init__(self, layer: QuantLinear, weight: Tensor, lean: float = LEAN) -> None:
-        """Start at the codes of `layer`, leaning towards `weight` float [N, K] by `lean` of a step at most."""
+    def __init__(
+        self, layer: QuantLinear, weight: Tensor, lean: float = LEAN, rank: int = 0, scales: bool = True
+    ) -> None:
+        """Start at the codes of `layer`, leaning towards `weight` float [N, K] by `lean` of a step at most.
+
+        With `scales` False, or on a grid whose scales cannot move a little, only positions are learned.
+        """
         super().__init__()
         self.layer, grid = layer, layer.grid
         self.start = grid.steps(layer.scales, layer.rows)
         self.half_range = (grid.high - grid.low + 1) / 2
         levels = grid.decode(layer.codes())
         away = grid.position(weight, self.start) - levels
-        self.position = nn.Parameter(levels + away.clamp(-lean, lean))
-        self.keep_inside()
-        self.stretch = nn.Parameter(torch.zeros_like(self.start.step))
-        self.shift = None if self.start.offset is None else nn.Parameter(torch.zeros_like(self.stretch))
+        position = (levels + away.clamp(-lean, lean)).clamp(grid.low, grid.high)
+        movable = scales and grid.adjustable
+        self.position = nn.Parameter(position, requires_grad=rank == 0)
+        self.stretch = nn.Parameter(torch.zeros_like(self.start.step), requires_grad=movable)
+        self.shift = None
+        if self.start.offset is not None:
+            self.shift = nn.Parameter(torch.zeros_like(self.stretch), requires_grad=movable)
+        self.up = self.down = None
+        if rank:
+            random = torch.Generator().manual_seed(layer.rows * layer.columns)
+            down = torch.randn(rank, layer.columns, generator=random) / rank**0.5
+            self.down = nn.Parameter(down.to(position.device))
+            self.up = nn.Parameter(position.new_zeros(layer.rows, rank))
 
     def learned(self) -> list[nn.Parameter]:
-        scales = (self.stretch, self.shift) if self.layer.grid.adjustable else ()
-        return [self.position, *(p for p in scales if p is not None)]
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def positions(self) -> Tensor:
+        """Where the weights lie now, float32 [N, K]."""
+        return self.position if self.up is None or self.down is None else self.position + self.up @ self.down
 
     def steps(self) -> Steps:
         """The steps and offsets that the parameters have come to."""
@@ -171,7 +249,7 @@ class LatentLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         grid = self.layer.grid
-        weight = grid.value(grid.round_through(self.position), self.steps())
+        weight = grid.value(grid.round_through(self.positions()), self.steps())
         return functional.linear(x, weight.to(x.dtype), self.layer.bias)
 
     @torch.no_grad()
@@ -186,9 +264,9 @@ class LatentLinear(nn.Module):
         new = QuantLinear(old.in_features, old.out_features, grid, old.bias)
         scales = self._stored()
         if grid.local:
-            new.hold(grid.encode(grid.snap(self.position)), scales)
+            new.hold(grid.encode(grid.snap(self.positions())), scales)
         else:  # rounding one scale moves others, so each weight looks for its level again
-            new.hold(grid.quantize(grid.value(self.position, self.steps()), scales), scales)
+            new.hold(grid.quantize(grid.value(self.positions(), self.steps()), scales), scales)
         return new
 
     def _stored(self) -> Scales:

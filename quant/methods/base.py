@@ -52,6 +52,12 @@ class Weights:
         if self.group_size == "block" and self.grid != "fp":
             raise QuantError(f"group_size 'block' is of grid 'fp', got grid {self.grid!r}; take a number or None")
 
+    @property
+    def label(self) -> str:
+        """The numbers by their usual name: int4, Q4_K, NF4, MXFP4, NVFP4, FP8."""
+        names = {"k": f"Q{self.bits}_K", "nf": "NF4", "mx": "MXFP4", "nv": "NVFP4", "fp": "FP8"}
+        return names.get(self.grid, f"int{self.bits}")
+
     def number_grid(self) -> Grid:
         """The grid of the weights inside the blocks."""
         from quant.grid import FloatGrid, IntGrid, KGrid

@@ -30,7 +30,7 @@ equation 2 written out with a fresh inverse for every column, and against GPTAQ'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -95,70 +95,27 @@ class GPTQ(Weights):
 
         Raises QuantError, naming the layer, if the Hessian cannot be factorised at any damping up to 1.
         """
-        import torch
-
-        from quant.grid import Scales
-
-        columns, width = weight.shape[1], grid.width(weight.shape[1])
-        scales = grid.find(weight)
-        order = self._order(moments.hessian.diagonal(), width)
+        order = self._order(moments.hessian.diagonal(), grid.width(weight.shape[1]))
         factor = inverse_factor(moments.hessian[order][:, order], self.damping, name)
-        drag = self._drag(moments, order, factor)
-        steps = grid.steps(scales, len(weight))
-        step, offset = (None if part is None else part.T.contiguous() for part in steps)
-        assert step is not None
+        drag = pull(moments, order, factor, self.correction)
         work = weight.T[order].contiguous()  # [K, N]: a column to be rounded is contiguous
-        levels = torch.empty_like(work)
-        found = {}
-        for start in range(0, columns, LAZY):
-            stop = min(start + LAZY, columns)
-            errors, moved = torch.zeros_like(work[start:stop]), work[start:stop].clone() if drag is not None else None
-            for i in range(start, stop):
-                group = int(order[i]) // width
-                if self.groups == "dynamic" and group not in found:
-                    members = (order // width == group).nonzero().squeeze(1)
-                    found[group] = grid.find(work[members].T)
-                    fresh = grid.steps(found[group], len(weight))
-                    step[group] = fresh.step[:, 0]
-                    if offset is not None and fresh.offset is not None:
-                        offset[group] = fresh.offset[:, 0]
-                column = work[i]
-                away = column if offset is None else column - offset[group]
-                position = torch.where(step[group] == 0, 0.0, away / step[group])
-                levels[i] = grid.snap(position)
-                error = (away - levels[i] * step[group]) / factor[i, i]
-                work[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
-                errors[i - start] = error
-                if drag is not None and moved is not None:
-                    moved[i - start] = column
-                    work[i + 1 : stop].addr_(drag[i, i + 1 : stop], column)
-            work[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
-            if drag is not None and moved is not None:
-                work[stop:].addmm_(drag[start:stop, stop:].T, moved)
-        if found:
-            parts = zip(*(found[group] for group in range(len(found))), strict=True)
-            scales = Scales(*(None if part[0] is None else torch.cat(part, dim=1) for part in parts))
-        return Solution(grid.encode(levels[order.argsort()].T.contiguous()), scales)
+        rounding = Rounding(weight, grid, order)
+
+        def settle(i: int) -> Tensor:
+            if self.groups == "dynamic":
+                rounding.renew(i, work)
+            return rounding.loss(i, work[i])
+
+        sweep(work, factor, drag, settle)
+        return rounding.solution()
 
     def _order(self, activity: Tensor, width: int) -> Tensor:
         """In which order to round the columns, Long [K]."""
         import torch
 
-        columns = len(activity)
         if not self.act_order:
-            return torch.arange(columns, device=activity.device)
-        if self.groups == "static":
-            return activity.argsort(descending=True, stable=True)
-        groups = [part for part in torch.arange(columns, device=activity.device).split(width)]
-        groups.sort(key=lambda part: -float(activity[part].mean()))
-        return torch.cat([part[activity[part].argsort(descending=True, stable=True)] for part in groups])
-
-    def _drag(self, moments: Moments, order: Tensor, factor: Tensor) -> Tensor | None:
-        """P [K, K]: how far each column, once reached, pulls later ones to make up for drifted inputs."""
-        if moments.drift is None or not self.correction:
-            return None
-        drift = moments.drift[order][:, order]
-        return self.correction * (drift @ factor.T).triu(1) @ factor
+            return torch.arange(len(activity), device=activity.device)
+        return by_activity(activity, width if self.groups == "dynamic" else 1)
 
 
 class Solution(NamedTuple):
@@ -168,20 +125,116 @@ class Solution(NamedTuple):
     scales: Scales
 
 
+class Rounding:
+    """The columns of `weight` float32 [N, K] on their way onto `grid`, one after another in `order` Long [K].
+
+    The scales are those of the untouched weights, unless a group's are renewed.
+    """
+
+    def __init__(self, weight: Tensor, grid: Grid, order: Tensor) -> None:
+        import torch
+
+        self.grid, self.order, self.width = grid, order, grid.width(weight.shape[1])
+        self.scales = grid.find(weight)
+        steps = grid.steps(self.scales, len(weight))
+        self.step = steps.step.T.contiguous()
+        self.offset = None if steps.offset is None else steps.offset.T.contiguous()
+        self.levels = torch.empty(weight.T.shape, device=weight.device)
+        self.group = (order // self.width).tolist()
+        self.renewed: dict[int, Scales] = {}
+
+    def loss(self, i: int, column: Tensor) -> Tensor:
+        """Round `column` [N], the i-th in order, and return what that takes off it."""
+        import torch
+
+        step = self.step[self.group[i]]
+        away = column if self.offset is None else column - self.offset[self.group[i]]
+        position = torch.where(step == 0, 0.0, away / step)
+        self.levels[i] = self.grid.snap(position)
+        return away - self.levels[i] * step
+
+    def renew(self, i: int, work: Tensor) -> None:
+        """Find the scales of column i's group anew from `work` [K, N], in order, unless that was done."""
+        group = self.group[i]
+        if group in self.renewed:
+            return
+        members = (self.order // self.width == group).nonzero().squeeze(1)
+        self.renewed[group] = self.grid.find(work[members].T)
+        fresh = self.grid.steps(self.renewed[group], work.shape[1])
+        self.step[group] = fresh.step[:, 0]
+        if self.offset is not None and fresh.offset is not None:
+            self.offset[group] = fresh.offset[:, 0]
+
+    def solution(self) -> Solution:
+        from quant.grid import Scales
+
+        scales = self.scales
+        if self.renewed:
+            scales = Scales.joined([self.renewed[group] for group in range(len(self.renewed))])
+        return Solution(self.grid.encode(self.levels[self.order.argsort()].T.contiguous()), scales)
+
+
+def sweep(work: Tensor, factor: Tensor, drag: Tensor | None, settle: Callable[[int], Tensor]) -> None:
+    """Visit columns one after another, and let later ones make up for what each loses.
+
+    Args:
+        work: float32 [K, N], the columns in the order of the visits; each holds what it came to when it is visited.
+        factor: U float32 [K, K] in that order.
+        drag: P float32 [K, K] in that order.
+        settle: called with i, decides what column i becomes and returns the difference [N].
+    """
+    import torch
+
+    columns = len(work)
+    for start in range(0, columns, LAZY):
+        stop = min(start + LAZY, columns)
+        errors, moved = torch.zeros_like(work[start:stop]), None if drag is None else work[start:stop].clone()
+        for i in range(start, stop):
+            error = settle(i) / factor[i, i]
+            work[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
+            errors[i - start] = error
+            if drag is not None and moved is not None:
+                moved[i - start] = work[i]
+                work[i + 1 : stop].addr_(drag[i, i + 1 : stop], work[i])
+        work[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+        if drag is not None and moved is not None:
+            work[stop:].addmm_(drag[start:stop, stop:].T, moved)
+
+
+def by_activity(activity: Tensor, width: int) -> Tensor:
+    """An order of columns Long [K]: groups of `width` by falling mean `activity` [K], as are columns inside a group."""
+    import torch
+
+    groups = list(torch.arange(len(activity), device=activity.device).split(width))
+    groups.sort(key=lambda part: -float(activity[part].mean()))
+    return torch.cat([part[activity[part].argsort(descending=True, stable=True)] for part in groups])
+
+
+def pull(moments: Moments, order: Tensor, factor: Tensor, strength: float) -> Tensor | None:
+    """P float32 [K, K]: how far each column, once reached, pulls later ones to make up for drifted inputs."""
+    if moments.drift is None or not strength:
+        return None
+    drift = moments.drift[order][:, order]
+    return strength * (drift @ factor.T).triu(1) @ factor
+
+
 def inverse_factor(hessian: Tensor, damping: float, name: str) -> Tensor:
     """Upper triangular U float32 [K, K] with U^T U = (H + damping)^-1, factorised in float64."""
     import torch
 
-    matrix = hessian.double()
-    diagonal = matrix.diagonal()
+    diagonal = hessian.diagonal().double()
     alive = diagonal != 0
     # A dead column has the damping alone on its diagonal and zeros beside it: it feeds nothing back.
     mean = diagonal[alive].mean() if alive.any() else diagonal.new_ones(())
     while damping <= 1:
-        damped = matrix + torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) * damping * mean
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        # At most two such matrices at a time: at K = 11008, the MLP of a 7B model, each is a gigabyte.
+        matrix = hessian.to(torch.float64, copy=True)
+        matrix.diagonal().add_(damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            torch.cholesky_inverse(lower, out=matrix)
+            del lower
+            upper, failed = torch.linalg.cholesky_ex(matrix, upper=True)
             if not failed and upper.isfinite().all():
                 return upper.float()
         damping *= 10

@@ -36,12 +36,14 @@ class RTN(Weights):
 
     def apply(self, model: nn.Module, batches: Sequence[Batch], progress: Progress, grids: Grids | None = None) -> None:
         """Quantize `model` in place; `batches` are not read."""
-        from quant.anatomy import all_linears
+        from quant.calibrate import walk
         from quant.linear import QuantLinear
 
         grids = grids or self.grids(model)
         self.quantize_tables(model)
-        layers = all_linears(model)
-        for done, (name, linear) in enumerate(layers, start=1):
-            model.set_submodule(name, QuantLinear.round(linear, grids[name], self.clip))
-            progress(done, len(layers), name)
+        done = 0
+        for stage in walk(model, ()):
+            for name, linear in stage.layers.items():
+                stage.replace(name, QuantLinear.round(linear, grids[name], self.clip))
+                done += 1
+                progress(done, len(grids), name)

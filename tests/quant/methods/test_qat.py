@@ -1,6 +1,7 @@
 """QAT: never worse than where it starts, the same every time, and better where there is something to gain."""
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -10,26 +11,13 @@ from quant import QuantError, quantize
 from quant.calibrate import Batch
 from quant.linear import QuantLinear
 from quant.methods import GPTQ, QAT
-from quant.methods.qat import HELD
+from tests.quant.methods.measures import divergence
 
 
 def held_numbers(model: nn.Module) -> dict[str, torch.Tensor]:
     """Integers and scales by name."""
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
     return {f"{n}.{part}": getattr(m, part) for n, m in layers.items() for part in ("packed", "scale")}
-
-
-@torch.no_grad()
-def divergence(original: nn.Module, quantized: nn.Module, batches: list[Batch], held: bool) -> float:
-    """KL(original || quantized) in nats per answer token, over the sequences held back or over the others."""
-    sums, seen = [], 0
-    for batch in batches:
-        rows = torch.arange(seen, seen + len(batch["input_ids"])) % HELD == 0
-        seen += len(rows)
-        part = {key: tensor[rows if held else ~rows] for key, tensor in batch.items()}
-        p, q = (m(part["input_ids"], part["attention_mask"]).logits.log_softmax(-1) for m in (original, quantized))
-        sums.append((p.exp() * (p - q)).sum(-1)[:, :-1][part["loss_mask"][:, 1:]])
-    return float(torch.cat(sums).mean())
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -63,8 +51,27 @@ def test_only_weights_of_the_blocks_are_learned(original: nn.Module, model: nn.M
 
 
 def test_too_little_data_or_a_senseless_rate_is_refused(model: nn.Module, batches: list[Batch]) -> None:
-    with pytest.raises(QuantError, match="trains on some sequences and is measured on others, got 1"):
+    with pytest.raises(QuantError, match="training takes some sequences and measures on others, got 1"):
         quantize(model, QAT(), [{key: tensor[:1] for key, tensor in batches[0].items()}])
     for wrong in ({"steps": -1}, {"learning_rate": 0.0}, {"learning_rate": 1.5}):
         with pytest.raises(QuantError, match="above 0 and below 1"):
             QAT(**wrong)
+
+
+def test_what_a_low_rank_change_learned_is_on_the_grid_when_it_is_merged(
+    original: nn.Module, batches: list[Batch]
+) -> None:
+    start = quantize(deepcopy(original), GPTQ(bits=3), batches)
+    trained = quantize(deepcopy(original), QAT(bits=3, steps=24, rank=16, scales="fixed"), batches)
+    before, after = held_numbers(start), held_numbers(trained)
+    assert any(not torch.equal(after[name], before[name]) for name in after if name.endswith("packed"))
+    assert all(torch.equal(after[name], before[name]) for name in after if name.endswith("scale"))
+    for held in (True, False):
+        assert divergence(original, trained, batches, held) < divergence(original, start, batches, held)
+
+
+@pytest.mark.parametrize("family", [{"grid": "fp", "bits": 8}, {"grid": "nf"}, {"grid": "mx"}], ids=str)
+def test_it_learns_on_grids_that_are_not_integers(family: Any, original: nn.Module, batches: list[Batch]) -> None:
+    start = quantize(deepcopy(original), GPTQ(**family), batches)
+    trained = quantize(deepcopy(original), QAT(**family, steps=16), batches)
+    assert divergence(original, trained, batches, held=True) <= divergence(original, start, batches, held=True) + 1e-9
