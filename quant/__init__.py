@@ -3,7 +3,7 @@
     quantize(model, GPTQ(bits=4), batches)                      # nn.Linear -> QuantLinear, in place
     export(model, Path("student.gguf"), "gguf", tokenizer_dir)  # the same integers, in a runtime's own layout
 
-The path of a weight: a method (`methods/`) chooses an integer for it on a number grid (`grid.py`, the only file that
+The path of a weight: a method (`methods/`) chooses an integer for it on a number grid (`grid/`, the only folder that
 rounds), `pack.py` turns the integers into bytes, `linear.py` keeps them where the `nn.Linear` was, and `exports/`
 writes them out. No stage re-quantizes: scales are fp16 before any integer is chosen, so what is measured here is
 what a runtime computes, up to the runtime's own activation rounding.
@@ -70,7 +70,7 @@ def export(model: nn.Module, path: Path, format: Format, tokenizer_dir: Path) ->
 
     Args:
         model: what `quantize` returned, or a model that was never quantized.
-        path: for "gguf" a file, for "compressed_tensors" a folder that `from_pretrained` loads.
+        path: for "gguf" a file; for "compressed_tensors" a folder that `from_pretrained` loads; for "onnx" a folder.
         format: one of `quant.exports.EXPORTS`.
         tokenizer_dir: folder with `tokenizer.json` and `tokenizer_config.json`.
 

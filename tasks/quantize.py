@@ -35,7 +35,7 @@ class CandidateSpec:
     def title(self) -> str:
         kind = "QAT" if isinstance(self.method, QAT) else "PTQ"
         served = "" if self.format == "gguf" else f", {self.format}"
-        return f"int{self.method.bits} {kind} ({self.method.name}{served})"
+        return f"{self.method.label} {kind} ({self.method.name}{served})"
 
 
 CANDIDATES: tuple[CandidateSpec, ...] = (

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-Format = Literal["compressed_tensors", "gguf"]
+Format = Literal["compressed_tensors", "gguf", "onnx"]
 EXPORTS: tuple[Format, ...] = get_args(Format)
 
 

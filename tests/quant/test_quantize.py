@@ -53,5 +53,5 @@ def test_what_cannot_be_quantized_is_refused_before_it_is_touched(original: nn.M
 
 
 def test_a_format_that_does_not_exist_is_refused(model: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(QuantError, match="'onnx' does not exist; use one of compressed_tensors, gguf"):
-        export(model, tmp_path, "onnx", tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(QuantError, match="'ggml' does not exist; use one of compressed_tensors, gguf, onnx"):
+        export(model, tmp_path, "ggml", tmp_path)  # type: ignore[arg-type]
