@@ -70,7 +70,9 @@ def job(method: str, folder: Path, tokens: int) -> None:
 
     ids = torch.randint(VOCABULARY, (tokens // LENGTH, LENGTH), generator=torch.Generator().manual_seed(0))
     batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(4)]
-    quantize_folder(folder / "source", folder / "target", RTN() if method == "rtn" else GPTQ(), batches, progress=progress)
+    quantize_folder(
+        folder / "source", folder / "target", RTN() if method == "rtn" else GPTQ(), batches, progress=progress
+    )
 
 
 def make(folder: Path, layers: int) -> int:

@@ -10,25 +10,33 @@ For orthogonal R, h' = h R, an RMSNorm without a gain commutes with R (it divide
 logits are what they were. R = diag(random signs) H with H a Hadamard matrix mixes every channel into every other at
 the same magnitude. In each head, likewise, v' = v Q and o' = o Q for one Q a block (rows of v_proj, columns of o_proj).
 
-Ashkboos et al. 2024 (QuaRot, arXiv 2404.00456) section 4, stage 1a and 1b, and SliceGPT's computational invariance
-(arXiv 2401.15024, theorem 1); Liu et al. 2024 (SpinQuant, arXiv 2405.16406) section 3.1 calls these R1 and R2. Their
-other rotations (of down_proj's input, of queries and keys) need a product at run time, and with it a runtime that
-knows: left out, since a model that was rotated here is a plain model of its architecture.
+Ashkboos et al. 2024 (QuaRot, arXiv 2404.00456) section 4, on SliceGPT's computational invariance (arXiv 2401.15024,
+theorem 1); Liu et al. 2024 (SpinQuant, arXiv 2405.16406) section 3.1 calls these R1 and R2. Their other rotations (of
+down_proj's input, of queries and keys) need a product at run time, and with it a runtime that knows: left out, since a
+model that was rotated here is a plain model of its architecture.
 
 * **Sizes.** 2^k times an odd m: the Sylvester matrix of 2^k, Kronecker a discrete Hartley transform of m, (cos + sin)
   (2 pi i j / m) / sqrt(m) (Bracewell 1983), which is orthogonal for every m and never exceeds sqrt(2 / m), where a
   random orthogonal matrix has entries much larger. All products are in float64 and rounded once.
-* **Tied head and embedding.** The head wants E diag(g) R, the embedding E R. They can stay one matrix only if
-  R diag(g') R^T = diag(g) for some g', which for a mixing R means that g is constant; then g stays where it is and so
-  does the tie. Any other g unties them: the file grows by a head, `config.tie_word_embeddings` becomes False, and
-  a spec's `head_bits` is what now speaks for the head. Rejected: folding g into E and leaving its inverse nowhere.
+* **Tied head and embedding.** The head wants E diag(g) R, the embedding E R. They can stay one matrix only where
+  R diag(g') R^T = diag(g) for some gain g' of the last norm. Then each column of R is an eigenvector of diag(g), and as
+  none of its entries is 0, g is constant: it stays where it is, and so does the tie. Any other g unties them: the file
+  grows by a head, `config.tie_word_embeddings` becomes False, and a spec's `head_bits` now speaks for the head, not
+  `embedding_bits`. Rejected: g in E, and its inverse behind the embedding, where there is no norm to hold it.
 * **Refused**, by the name of the first norm in the way: LayerNorm, whose mean is not invariant (absorbing it, as
   SliceGPT does, changes the architecture); norms after a block's linears (Gemma 2 and 3, OLMo 2), whose gain lies
   between a writer and the stream; encoders without a head.
 * **Proven, not assumed**: logits of a random prompt before and after, to the square root of the float type's epsilon
   (relative; float32 comes to about 1e-6). Where they differ everything is put back.
 
-When it helps: models with outliers, few bits, large groups. On models without any it costs as much as it brings.
+It helps where there are outliers; models of a few million parameters have next to none. KL of GPTQ, plain -> rotated:
+
+| bits, group            | 4, 128             | 4, 32              | 3, 128             | 2, 32              |
+|------------------------|--------------------|--------------------|--------------------|--------------------|
+| pretrained 0.9 M Llama | 0.0414 -> 0.0394   | 0.0314 -> 0.0309   | 0.152 -> 0.152     | 0.606 -> 0.581     |
+| 4.2 M of this project  | 0.0781 -> 0.0704   | 0.0525 -> 0.0595   | 0.213 -> 0.238     | 0.569 -> 0.612     |
+
+So try it and measure. Cost: the products, in float64, and three runs of a short prompt.
 """
 
 from __future__ import annotations

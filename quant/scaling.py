@@ -25,8 +25,8 @@ as it was, and one that does not changes it by half. All are tried together, and
 what comes out at zero is the offset. The same run tells an RMSNorm from a LayerNorm, which `rotation.py` asks.
 
 Sources: Lin et al. 2023 (AWQ, arXiv 2306.00978) section 3.2; Xiao et al. 2022 (SmoothQuant, arXiv 2211.10438) section
-4; pairs of linears as in AWQ's code. Cost: three runs of each block on one batch. Tested on blocks of ten
-architectures: outputs before and after a random fold agree, and the folds that must not be found are not.
+4; pairs of linears as in AWQ's code. Cost: three runs of each block on one batch. Tested on blocks of
+eleven architectures: outputs before and after a random fold agree, and the folds that must not be found are not.
 """
 
 from __future__ import annotations

@@ -50,12 +50,13 @@ from quant.exports.compressed_layers import scheme
 from quant.exports.compressed_tensors import (
     CHECKSUM,
     CONFIG,
+    INDEX,
     TOKENIZER_FILES,
     WEIGHTS,
-    _digest,
-    _quantization,
-    _tensors,
-    _write_config,
+    digest_of,
+    model_tensors,
+    quantization,
+    write_config,
 )
 from quant.linear import QuantLinear
 
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from quant.calibrate import Batch
     from quant.methods import Method
 
-INDEX = f"{WEIGHTS}.index.json"
 BLOCKWISE = ("rtn", "gptq", "awq", "autoround", "smoothquant", "wanda", "sparsegpt")
 """The methods that look at one block at a time, and at none again."""
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -97,13 +97,14 @@ def quantize_folder(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        store = model.store = FolderStore(model, shards, partial)
+        store = FolderStore(model, shards, partial)
+        model.__dict__["store"] = store  # where the walk looks for it
         method.apply(model, batches, progress or (lambda done, total, what: None))
         store.close()
         for file in TOKENIZER_FILES:
             if (source / file).exists():
                 shutil.copyfile(source / file, partial / file)
-        _write_config(model, _quantization(model), partial)
+        write_config(model, quantization(model), partial)
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -215,10 +216,10 @@ class FolderStore:
 
     def _save(self, index: int, chosen: Callable[[str], bool]) -> None:
         """Write the tensors of the chosen modules."""
-        held = _tensors(self.model, chosen)
+        held = model_tensors(self.model, chosen)
         file = f"model-{index + 1:05}-of-{len(self.blocks) + 1:05}.safetensors"
         save_file(held, self.folder / file, metadata={"format": "pt"})
-        self.digests[file] = _digest(self.folder / file)
+        self.digests[file] = digest_of(self.folder / file)
         self.where |= dict.fromkeys(held, file)
         self.size += sum(tensor.nbytes for tensor in held.values())
 

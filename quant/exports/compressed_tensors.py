@@ -79,14 +79,14 @@ def write(model: nn.Module, path: Path, tokenizer_dir: Path) -> Path:
         raise QuantError(f"{path} is a file, and compressed_tensors writes a folder; give another path")
     if not (tokenizer_dir / "tokenizer.json").exists():
         raise QuantError(f"no tokenizer.json in {tokenizer_dir}; pass the folder the tokenizer was saved to")
-    config = _quantization(model)
+    config = quantization(model)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        save_file(_tensors(model), partial / WEIGHTS, metadata={"format": "pt"})
-        (partial / CHECKSUM).write_text(f"{_digest(partial / WEIGHTS)}  {WEIGHTS}\n")
-        _write_config(model, config, partial)
+        save_file(model_tensors(model), partial / WEIGHTS, metadata={"format": "pt"})
+        (partial / CHECKSUM).write_text(f"{digest_of(partial / WEIGHTS)}  {WEIGHTS}\n")
+        write_config(model, config, partial)
         for file in TOKENIZER_FILES:
             if (tokenizer_dir / file).exists():
                 shutil.copyfile(tokenizer_dir / file, partial / file)
@@ -130,7 +130,7 @@ def _load(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in (folder / name for name in files):
         try:
-            if file.name in promised and promised[file.name] != _digest(file):
+            if file.name in promised and promised[file.name] != digest_of(file):
                 raise QuantError(f"{file} is not the file its checksum was made of; copy or export it again")
             found |= load_file(file)
         except FileNotFoundError as problem:
@@ -140,12 +140,12 @@ def _load(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def _digest(file: Path) -> str:
+def digest_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _quantization(model: nn.Module) -> dict[str, Any] | None:
+def quantization(model: nn.Module) -> dict[str, Any] | None:
     """The `quantization_config`, or None where nothing is quantized. Raises QuantError for what it cannot say."""
     layers, kv = _layers(model), _kv(model)
     if not layers and not kv:
@@ -208,7 +208,7 @@ def _float_type(model: nn.Module) -> torch.dtype:
     return dtype if plain or (dtype == torch.float16 and fp16 and not _kv(model)) else torch.float32
 
 
-def _tensors(model: nn.Module, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+def model_tensors(model: nn.Module, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
     """What is stored of the modules whose names are chosen."""
     dtype, skipped, layers = _float_type(model), _tied_head(model), _layers(model)
     found: dict[str, Tensor] = {}
@@ -229,7 +229,7 @@ def _tensors(model: nn.Module, chosen: Callable[[str], bool] = lambda name: True
     return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
 
 
-def _write_config(model: Any, quantization: dict[str, Any] | None, folder: Path) -> None:
+def write_config(model: Any, quantization: dict[str, Any] | None, folder: Path) -> None:
     model.config.save_pretrained(folder)
     config = json.loads((folder / CONFIG).read_text())
     dtype = str(_float_type(model)).removeprefix("torch.")

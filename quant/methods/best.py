@@ -3,7 +3,7 @@
 1. **Transform.** Unquantized weights can be changed without changing the model: scales moved between a norm and the
    linears that read it (`awq`'s search), or the residual stream and the heads' values rotated (`rotation`). Which of
    plain, scaled and rotated is best depends on the model (outliers want rotation; models this small often have none),
-   so GPTQ runs on each and the lowest KL on held sequences wins.
+   so GPTQ runs on each and the lowest KL on held sequences wins. A rotation that would untie a tied head is left out.
 2. **Layer by layer**: GPTQ with GPTAQ's correction.
 3. **Block by block** (`block_steps`): rounding and scales tuned on the block's output, starting at GPTQ's codes.
 4. **End to end** (`steps`): codes, scales and the gains of the norms, by KL to the unquantized model's distributions.
@@ -97,6 +97,7 @@ class Best(Weights):
         self, model: nn.Module, transform: Transform | None, batches: Sequence[Batch], grids: Grids
     ) -> nn.Module | None:
         """A copy of the model that computes the same, None where the architecture does not allow it."""
+        from quant.anatomy import tied
         from quant.calibrate import walk
         from quant.methods.awq import search_scales
         from quant.rotation import rotate
@@ -110,6 +111,8 @@ class Best(Weights):
                 rotate(changed, self.seed)
             except QuantError:
                 return None
+            if tied(model) and not tied(changed):
+                return None  # a second matrix of the vocabulary's size would cost more than a rotation wins
         return changed
 
     def _layer_wise(

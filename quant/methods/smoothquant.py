@@ -16,6 +16,14 @@ leaves the model unscaled (equation 4 would still even out the weights), which i
 * A channel without activations or weights keeps its scale.
 * `rounding="gptq"` rounds the smoothed weights with error feedback instead of to nearest.
 
+| KL                        | dynamic, strength 0 | 0.5     | 0.5, gptq | static, 0 | 0.5    | 0.5, norms only |
+|---------------------------|---------------------|---------|-----------|-----------|--------|-----------------|
+| pretrained 0.9 M Llama    | 0.00175             | 0.00157 | 0.00126   | 0.0095    | 0.0046 | 0.0094          |
+| pretrained 0.26 M Llama   | 0.00297             | 0.00290 | 0.00255   | 0.0206    | 0.0248 | 0.0246          |
+
+(16 sequences of 256 tokens; int8 weights alone: 0.0005 and 0.0011.) Models this small have few outliers: with static
+steps try strengths, with dynamic ones half is no worse than none.
+
 Cost: one run of each block over the data (two with static steps or GPTQ), and three over one batch. Tested: the scales
 against equation 4 by hand, the model unchanged until it is rounded, better than strength 0 where outliers are planted.
 """

@@ -14,9 +14,17 @@ before have left it. An n:m block is the m columns of a group, and each row keep
 what it would have of the lowest in the whole matrix before anything has moved. The paper gives each block the same
 part.
 
-* Groups of n:m are visited in the order of falling activity, as GPTQ does with columns (`act_order`): KL -5 % at 2:4.
-* GPTAQ's correction for drifted inputs (`gptq.py`): KL -8 % at any pattern.
-* Scales are found without the weights that a first look would prune.
+* Columns, or whole groups of n:m, are visited in the order of falling activity (`act_order`).
+* Inputs have drifted, and GPTAQ's correction makes up for that as in `gptq.py`.
+* Rejected: scales from the weights that a first look would keep (within noise).
+
+Measured, KL in nats a token without rounding (4.2 M seedling | 0.94 M Llama):
+
+| pattern          | wanda       | sparsegpt   | act_order=False | correction=0 | same part a block |
+|------------------|-------------|-------------|-----------------|--------------|-------------------|
+| 2:4              | 2.14 | 2.25 | 0.63 | 0.63 | 0.68 | 0.66     | 0.71 | 0.68  |                   |
+| 4:8              | 1.39 | 1.92 | 0.52 | 0.49 | 0.51 | 0.52     | 0.55 | 0.55  |                   |
+| unstructured 0.5 | 0.94 | 1.26 | 0.33 | 0.41 | 0.34 | 0.39     |              | 0.39 | 0.41       |
 
 Cost: that of GPTQ. Tested: without zeros it is GPTQ; with them, against optimal brain surgery written out with a fresh
 inverse for every column.
@@ -77,8 +85,10 @@ class SparseGPT(Sparse):
             for name, moments in stage.moments(drift=self.correction > 0).items():
                 linear = stage.layers[name]
                 found = self.solve(linear.weight.detach().float(), moments, grids.get(name), name)
-                quantized = isinstance(found, Solution)
-                stage.replace(name, QuantLinear.of(linear, grids[name], *found) if quantized else dense(linear, found))
+                if isinstance(found, Solution):
+                    stage.replace(name, QuantLinear.of(linear, grids[name], *found))
+                else:
+                    stage.replace(name, dense(linear, found))
                 done += 1
                 progress(done, total, name)
 
@@ -98,12 +108,9 @@ class SparseGPT(Sparse):
         drag = pull(moments, order, factor, self.correction)
         work = weight.T[order].contiguous()  # [K, N]
         worth = factor.diagonal().square().reciprocal()[:, None]
-        first = self._first_look(work.square() * worth)
-        counts = [int(part.sum()) for part in first.split(block)]
-        rounding = None
-        if grid is not None:
-            rounding = Rounding(work.masked_fill(first, 0)[order.argsort()].T.contiguous(), grid, order)
-        kept, zeros = torch.empty_like(work), first[:0]
+        counts = self._counts(work.square() * worth)
+        rounding = None if grid is None else Rounding(weight, grid, order)
+        kept, zeros = torch.empty_like(work), torch.empty(0)
 
         def settle(i: int) -> Tensor:
             nonlocal zeros
@@ -116,13 +123,12 @@ class SparseGPT(Sparse):
         sweep(work, factor, drag, settle)
         return kept[order.argsort()].T.contiguous() if rounding is None else rounding.solution()
 
-    def _first_look(self, score: Tensor) -> Tensor:
-        """Bool [K, N], True at what would be pruned by score [K, N] if no weight moved."""
-        if self.group is None:
-            return self._zeros(score, int(score.numel() * self.sparsity))
-        import torch
-
-        return torch.cat([self._zeros(part, 0) for part in score.split(self.group)])
+    def _counts(self, score: Tensor) -> list[int]:
+        """How many zeros each unstructured block gets: its part of the lowest in score [K, N] before a weight moves."""
+        if self.group is not None:
+            return [score.shape[1] * self.group // 2] * (len(score) // self.group)
+        first = self._zeros(score, int(score.numel() * self.sparsity))
+        return [int(part.sum()) for part in first.split(LAZY)]
 
     def _zeros(self, score: Tensor, count: int) -> Tensor:
         """Bool [n, N]: half of each row's entries in an n:m group, and else the `count` lowest of all."""

@@ -94,6 +94,10 @@ def test_what_cannot_be_rotated_is_refused_and_left_as_it_was() -> None:
     refused(build("bert"), "subtracts a mean")
     refused(build("roberta"), "RobertaModel has no output head")
     refused(quantize(build("llama"), RTN()), "already quantized")
+    elsewhere = build("llama")
+    elsewhere.get_submodule("model.layers.1").to("meta")
+    with pytest.raises(QuantError, match="not in memory as a whole"):
+        rotate(elsewhere)
     for name in ("llama", "qwen2"):
         model = build(name)
         model.set_submodule("model.layers.1.mlp", Squashed(model.get_submodule("model.layers.1.mlp")))

@@ -2,18 +2,91 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from quant import QuantError, export, quantize
 from quant.calibrate import Batch
-from quant.methods import GPTQ, QAT, RTN
-from quant.methods.sparsegpt import SparseGPT
-from quant.methods.wanda import Wanda
+from quant.methods import AWQ, GPTQ, QAT, RTN, Method, SparseGPT
 from quant.shards import quantize_folder
-from tests.quant.conftest import *
+
+METHODS = [RTN(bits=3), GPTQ(bits=4), GPTQ(bits=4, embedding_bits=16), AWQ(bits=4), SparseGPT(bits=4)]
+
+
+@pytest.fixture
+def source(original: LlamaForCausalLM, tokenizer_dir: Path, tmp_path: Path) -> Path:
+    """The tests' model in shards of at most 60 kB, with its tokenizer."""
+    folder = tmp_path / "source"
+    original.save_pretrained(folder, max_shard_size="60KB")
+    for file in tokenizer_dir.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    assert len(list(folder.glob("*.safetensors"))) > 3
+    return folder
+
+
+def whole(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder, whichever file it is in."""
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name} {m.bits} {m.embedding_bits}")
+def test_it_is_what_the_whole_model_gives_bit_for_bit(
+    method: Method, source: Path, model: LlamaForCausalLM, batches: list[Batch], tmp_path: Path
+) -> None:
+    target = quantize_folder(source, tmp_path / "target", method, batches)
+    export(quantize(model, method, batches), tmp_path / "expected", "compressed_tensors", source)
+    ours, expected = whole(target), whole(tmp_path / "expected")
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (target, tmp_path / "expected")]
+    assert configs[0] == configs[1]
+    assert (target / "tokenizer.json").exists()
+
+
+def test_transformers_loads_the_folder(source: Path, model: nn.Module, batches: list[Batch], tmp_path: Path) -> None:
+    target = quantize_folder(source, tmp_path / "target", GPTQ(bits=4), batches)
+    loaded = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    quantize(model, GPTQ(bits=4), batches)
+    ids = batches[0]["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_what_cannot_be_is_refused_and_nothing_is_left(source: Path, batches: list[Batch], tmp_path: Path) -> None:
+    target = tmp_path / "target"
+
+    def refused(said: str, method: Method = RTN()) -> None:  # noqa: B008
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(QuantError, match=said):
+            quantize_folder(source, target, method, batches)
+        assert sorted(tmp_path.iterdir()) == before
+
+    refused("qat needs the whole model in memory", QAT())
+    refused("cannot hold fp16 minima", RTN(symmetric=False))
+    target.mkdir()
+    refused("target exists; give another path")
+    target.rmdir()
+    file = next(f for f in sorted(source.glob("*.safetensors")) if any("mlp" in name for name in load_file(f)))
+    content = file.read_bytes()
+    tensors = load_file(file)
+    name = next(name for name in tensors if "mlp" in name)
+    save_file({**tensors, name: tensors[name].fill_(float("nan"))}, file)
+    refused(f"{name} in .* holds NaN or Inf".replace(".", r"\.").replace(r"\.*", ".*"))
+    save_file({n: t for n, t in tensors.items() if n != name}, file)
+    refused(f"lacks {name}")
+    file.write_bytes(content[:-100])
+    refused("is damaged")
+    file.write_bytes(content)
+    index = source / "model.safetensors.index.json"
+    index.write_text("{")
+    refused("index.json is damaged")
+
+
+def test_a_folder_that_is_quantized_already_is_refused(source: Path, tmp_path: Path) -> None:
+    once = quantize_folder(source, tmp_path / "once", RTN())
+    with pytest.raises(QuantError, match="once is quantized already"):
+        quantize_folder(once, tmp_path / "twice", RTN())
