@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from quant.calibrate import Batch
     from quant.methods import Method
 
-BLOCKWISE = ("rtn", "gptq", "awq", "autoround", "smoothquant", "wanda", "sparsegpt")
+BLOCKWISE = ("rtn", "gptq", "awq", "autoround", "smoothquant", "fp8", "wanda", "sparsegpt")
 """The methods that look at one block at a time, and at none again."""
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -261,11 +261,11 @@ def _without_parameters() -> Iterator[None]:
 def _check(model: nn.Module, method: Method) -> None:
     """Refuse grids that do not fit the layers or the format, before hours are spent."""
     layers = dict(all_linears(model))
+    inputs = getattr(method, "inputs", lambda: None)()
     for name, grid in method.grids(model).items():
-        columns, rows = layers[name].in_features, layers[name].out_features
         try:
             with torch.device("meta"):
-                scheme(name, QuantLinear(columns, rows, grid))
+                scheme(name, QuantLinear(layers[name].in_features, layers[name].out_features, grid, None, inputs))
         except QuantError as problem:
             raise QuantError(problem if str(problem).startswith(name) else f"{name}: {problem}") from problem
 
