@@ -37,8 +37,8 @@ def test_help_of_run_shows_each_parameter_with_its_default(tmp_path: Path) -> No
     ("arguments", "said"),
     [
         (
-            ("run", "--workload", "x", "--candidates", '[{"method": {"name": "gptq", "bits": 5}}]'),
-            "Input should be 2, 3, 4 or 8",
+            ("run", "--workload", "x", "--candidates", '[{"method": {"name": "gptq", "bits": 7}}]'),
+            "Input should be 2, 3, 4, 5, 6 or 8",
         ),
         (("run", "--workload", "x", "--distill.rank", "0"), "--distill.rank '0'"),
         (("run", "--workload", "x", "--gate.margn", "0.1"), "--gate.margn"),
