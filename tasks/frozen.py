@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from sqlalchemy import delete
 
 from infra.database.session import session
@@ -119,6 +120,9 @@ def _write(folder: Path, splits: Mapping[str, Sequence[dict[str, Any]]]) -> dict
     import datasets
 
     datasets.disable_progress_bars()
+    for left in folder.parent.glob(f"{folder.name}.*.partial"):
+        if not psutil.pid_exists(int(left.name.split(".")[1])):  # whoever began it was killed
+            shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

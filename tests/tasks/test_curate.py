@@ -214,6 +214,18 @@ def test_the_same_rows_in_any_order_and_database_are_the_same_dataset(tmp_path: 
     assert len(ids) == 1
 
 
+def test_what_a_killed_run_left_of_a_dataset_is_cleared_away(home: Path) -> None:
+    put(*(record(n) for n in range(60)))
+    found = Path(curate("w", SPEC)["path"])
+    nobody = 2**22 + 1  # above any process number Linux gives
+    left, others = found.with_name(f"{found.name}.{nobody}.partial"), found.with_name(f"{found.name}.1.partial")
+    for folder in (left, others):
+        folder.mkdir()
+    (found / "train.parquet").unlink()  # so that it is frozen again
+    curate("w", SPEC)
+    assert not left.exists() and others.exists()
+
+
 def test_a_holdout_item_never_becomes_training_data(home: Path) -> None:
     put(*(record(n) for n in range(80)))
     first = curate("w", SPEC)
