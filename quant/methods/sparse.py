@@ -53,6 +53,12 @@ class Sparse(Weights):
             raise QuantError(f"grid {self.grid!r} {kind} has no level at zero; use grid 'int' with symmetric=True")
 
     @property
+    def label(self) -> str:
+        """The pattern, and the numbers: "2:4 sparse float", "60% sparse int4"."""
+        part = f"{self.sparsity:.0%}" if self.group is None else self.pattern
+        return f"{part} sparse {'float' if self.bits == 16 else super().label}"
+
+    @property
     def group(self) -> int | None:
         """The m of n:m."""
         return None if self.pattern == "unstructured" else int(self.pattern[2:])

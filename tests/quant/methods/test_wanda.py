@@ -97,6 +97,12 @@ def test_what_was_asked_for_and_cannot_be_is_refused() -> None:
     Wanda(bits=6, grid="k")  # K-quants of 3 and 6 bits are symmetric
 
 
+def test_the_label_says_what_is_left() -> None:
+    assert [spec.label for spec in (Wanda(), Wanda(bits=4), Wanda(pattern="unstructured", sparsity=0.6, bits=3))] == [
+        "2:4 sparse float", "2:4 sparse int4", "60% sparse int3",
+    ]  # fmt: skip
+
+
 def test_a_row_that_is_no_whole_groups_is_refused_by_name(model: nn.Module, batches: list[Batch]) -> None:
     model.set_submodule("model.layers.1.mlp.down_proj", nn.Linear(94, 64, bias=False))
     with pytest.raises(QuantError, match=r"layers\.1\.mlp\.down_proj: rows of 94 are no whole groups of 4"):
