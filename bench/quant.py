@@ -46,9 +46,9 @@ def jobs_of(name: str) -> list[tuple[str, str, Options]]:
         said = " ".join(f"{key}{value}" for key, value in options.items() if key != "gguf")
         asked.append((peer, f"{method} {said}".strip(), {"method": method, **options}))
 
-    def ours(method: str, **spec: Any) -> None:
-        said = " ".join(f"{key}{value}" for key, value in spec.items())
-        whole = {"embedding_bits": 16, **spec, "name": method}
+    def ours(method: str, /, **spec: Any) -> None:
+        said = " ".join(f"{key}{value}" for key, value in spec.items() if key != "method")
+        whole = spec | {"name": method} if "method" in spec else {"embedding_bits": 16, **spec, "name": method}
         asked.append((OURS, f"{method} {said}", {"method": method, "spec": whole}))
 
     for bits in (4, 3, 2):
@@ -64,19 +64,17 @@ def jobs_of(name: str) -> list[tuple[str, str, Options]]:
                 add("gptqmodel", method, **shape)
             add("autoround", "autoround", **shape)
             add("torchao", "intx_hqq", **shape)
+        if wide:
+            ours("qat", bits=bits, group_size=groups[-1])
         if bits == 2:
             add("autoround", "autoround_v2", bits=2, group_size=groups[0])
     for bits in (2, 4):
         add("quanto", "hqq", bits=bits)
     ours("rtn", bits=8, group_size=None)
     add("torchao", "int8")
-    for budget in (2.5, 3.0, 3.5, 5.0, 6.0):
-        whole = {
-            "name": "mixed",
-            "bits_per_weight": budget,
-            "method": {"name": "best", "embedding_bits": 16, "bits": 4},
-        }
-        asked.append((OURS, f"mixed {budget} best", {"method": "mixed", "spec": whole}))
+    for budget in (2.5, 3.5, 5.0, 6.0):
+        inner = {"name": "gptq", "group_size": groups[-1], "embedding_bits": 16}
+        ours("mixed", bits_per_weight=budget, method=inner)
     if wide:
         for bits in (2, 3, 4, 5, 6):
             spec = {"name": "best", "grid": "k", "bits": bits, "embedding_bits": 6}

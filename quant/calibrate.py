@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from quant.anatomy import blocks, embedding, linears
 from quant.errors import QuantError
+from quant.linear import unpacked
 
 Batch = Mapping[str, Tensor]
 """`input_ids` Long[b, t], `attention_mask` Long[b, t], optional `loss_mask` Bool[b, t]."""
@@ -113,8 +114,17 @@ class Stage:
         Layers that read one tensor get one tensor of rows. Raises QuantError for NaN or infinite inputs, and where a
         layer sees no token.
         """
+        latest: Tensor | None = None
+
+        def checked(name: str, rows: Tensor) -> None:
+            nonlocal latest
+            if latest is not rows and not rows.sum(dtype=torch.float32).isfinite():
+                raise _infinite(name)
+            latest = rows
+            see(name, rows)
+
         for run in self.runs:
-            self._listen(run, run.hidden, see)
+            self._listen(run, run.hidden, checked)
 
     def _listen(self, run: Run, hidden: Tensor, see: Callable[[str, Tensor], None], whole: bool = False) -> Tensor:
         """One run through the block, up to the last layer's input, or the `whole` of it for the sake of its output."""
@@ -129,8 +139,6 @@ class Stage:
                 if latest is None or latest[0] is not x:
                     attended = x.shape[:2] == run.mask.shape and not whole_mask
                     latest = (x, x[run.mask] if attended else x.flatten(0, -2))
-                    if not latest[1].sum(dtype=torch.float32).isfinite():
-                        raise QuantError(f"{name}: calibration activations hold NaN or Inf; check the model's dtype")
                 if len(latest[1]):
                     self._seen.add(name)
                     see(name, latest[1])
@@ -182,7 +190,13 @@ class Stage:
         for name in self.layers:
             if name not in self._seen:
                 raise QuantError(f"{name}: no calibration token reached it; pass more or longer batches")
+            if name in sums and not all(part.sum().isfinite() for part in sums[name] if part is not None):
+                raise _infinite(name)
         return {name: sums[reads[name]] for name in self.layers}
+
+
+def _infinite(name: str) -> QuantError:
+    return QuantError(f"{name}: calibration activations hold NaN or Inf; check the model's dtype")
 
 
 def _moments(rows: Tensor, clean: Tensor | None) -> Moments:
@@ -257,10 +271,10 @@ def walk(model: nn.Module, batches: Sequence[Batch], clean: bool = False) -> Ite
 def _pass_on(stage: Stage) -> None:
     """Replace what enters the stage's block by what leaves it."""
     following = stage.targets() if stage.clean else None
-    outputs = [stage.forward(run, run.hidden) for run in stage.runs]
-    for i, run in enumerate(stage.runs):
-        run.hidden = outputs[i]
-        run.clean = run.hidden if following is None else following[i]
+    with unpacked(stage.block):
+        for i, run in enumerate(stage.runs):
+            run.hidden = stage.forward(run, run.hidden)
+            run.clean = run.hidden if following is None else following[i]
 
 
 class _Entered(Exception):

@@ -17,7 +17,8 @@ and with them what the integers mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,7 @@ class QuantWeight(nn.Module):
     zero: Tensor | None
     outer: Tensor | None
     outer_zero: Tensor | None
+    unpacked: Tensor | None = None  # see `unpacked`
 
     def __init__(self, rows: int, columns: int, grid: Grid) -> None:
         super().__init__()
@@ -67,6 +69,8 @@ class QuantWeight(nn.Module):
 
     def dequantize(self) -> Tensor:
         """The weight these codes stand for, float32 [rows, columns]."""
+        if self.unpacked is not None:
+            return self.unpacked
         return self.grid.dequantize(self.codes(), self.scales)
 
     def extra_repr(self) -> str:
@@ -78,6 +82,19 @@ class QuantWeight(nn.Module):
         for part, tensor in before._asdict().items():
             setattr(self, part, None if tensor is None else tensor.to(self.packed.device))
         return self
+
+
+@contextmanager
+def unpacked(module: nn.Module) -> Iterator[None]:
+    """Inside, layers of `module` keep their dequantized weights, so that many batches pass at the price of one."""
+    layers = [part for part in module.modules() if isinstance(part, QuantWeight)]
+    for layer in layers:
+        layer.unpacked = layer.dequantize()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.unpacked = None
 
 
 class QuantLinear(QuantWeight):

@@ -129,12 +129,10 @@ class Best(Weights):
         done = 0
         for stage in walk(quantized, batches, clean=True):
             latents = {}
-            for name, moments in stage.moments(drift=True).items():
+            for name, solution in gptq.solutions(stage, grids):
                 linear = stage.layers[name]
-                weight = linear.weight.detach().float()
-                codes, scales = gptq.solve(weight, moments, grids[name], name)
-                layer = QuantLinear.of(linear, grids[name], codes, scales)
-                latents[name] = LatentLinear(layer, weight)
+                layer = QuantLinear.of(linear, grids[name], *solution)
+                latents[name] = LatentLinear(layer, linear.weight.detach().float())
                 done += 1
                 progress(done, 0, name)
             if block_steps:

@@ -30,7 +30,7 @@ equation 2 written out with a fresh inverse for every column, and against GPTAQ'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from quant import Progress
-    from quant.calibrate import Batch, Moments
+    from quant.calibrate import Batch, Moments, Stage
     from quant.grid import Grid, Scales
 
 LAZY = 128
@@ -83,23 +83,33 @@ class GPTQ(Weights):
         self.quantize_tables(model)
         done = 0
         for stage in walk(model, batches, clean=self.correction > 0):
-            for name, moments in stage.moments(drift=self.correction > 0).items():
-                linear = stage.layers[name]
-                codes, scales = self.solve(linear.weight.detach().float(), moments, grids[name], name)
-                stage.replace(name, QuantLinear.of(linear, grids[name], codes, scales))
+            for name, solution in self.solutions(stage, grids):
+                stage.replace(name, QuantLinear.of(stage.layers[name], grids[name], *solution))
                 done += 1
                 progress(done, len(grids), name)
 
-    def solve(self, weight: Tensor, moments: Moments, grid: Grid, name: str = "weight") -> Solution:
-        """Codes for `weight` float32 [N, K] given the `moments` of its inputs (not changed).
+    def solutions(self, stage: Stage, grids: Grids) -> Iterator[tuple[str, Solution]]:
+        """Codes and scales for each layer of a block; those that read one tensor onto one grid are solved as one."""
+        moments = stage.moments(drift=self.correction > 0)
+        together: dict[tuple[int, Grid], list[str]] = {}
+        for name, own in moments.items():
+            together.setdefault((id(own), grids[name]), []).append(name)
+        for (_, grid), names in together.items():
+            weights = [stage.layers[name].weight.detach().float() for name in names]
+            yield from zip(names, self.solve(weights, moments[names[0]], grid, names[0]), strict=True)
+
+    def solve(self, weights: Sequence[Tensor], moments: Moments, grid: Grid, name: str = "weight") -> list[Solution]:
+        """Codes for `weights`, each float32 [N, K], given the `moments` of the inputs they share (not changed).
 
         Raises QuantError, naming the layer, if the Hessian cannot be factorised at any damping up to 1.
         """
-        order = self._order(moments.hessian.diagonal(), grid.width(weight.shape[1]))
+        import torch
+
+        order = self._order(moments.hessian.diagonal(), grid.width(weights[0].shape[1]))
         factor = inverse_factor(moments.hessian[order][:, order], self.damping, name)
         drag = pull(moments, order, factor, self.correction)
-        work = weight.T[order].contiguous()  # [K, N]: a column to be rounded is contiguous
-        rounding = Rounding(weight, grid, order)
+        work = torch.cat(list(weights)).T[order].contiguous()  # [K, N]: a column to be rounded is contiguous
+        rounding = Rounding(weights, grid, order)
 
         def settle(i: int) -> Tensor:
             if self.groups == "dynamic":
@@ -107,7 +117,7 @@ class GPTQ(Weights):
             return rounding.loss(i, work[i])
 
         sweep(work, factor, drag, settle)
-        return rounding.solution()
+        return rounding.solutions()
 
     def _order(self, activity: Tensor, width: int) -> Tensor:
         """In which order to round the columns, Long [K]."""
@@ -126,22 +136,25 @@ class Solution(NamedTuple):
 
 
 class Rounding:
-    """The columns of `weight` float32 [N, K] on their way onto `grid`, one after another in `order` Long [K].
+    """The columns of `weights`, each float32 [N, K], on their way onto `grid`, one after another in `order` Long [K].
 
-    The scales are those of the untouched weights, unless a group's are renewed.
+    A column is that of all weights, one under the other. The scales are those of the untouched weights, unless a
+    group's are renewed.
     """
 
-    def __init__(self, weight: Tensor, grid: Grid, order: Tensor) -> None:
+    def __init__(self, weights: Sequence[Tensor], grid: Grid, order: Tensor) -> None:
         import torch
 
-        self.grid, self.order, self.width = grid, order, grid.width(weight.shape[1])
-        self.scales = grid.find(weight)
-        steps = grid.steps(self.scales, len(weight))
-        self.step = steps.step.T.contiguous()
-        self.offset = None if steps.offset is None else steps.offset.T.contiguous()
-        self.levels = torch.empty(weight.T.shape, device=weight.device)
+        self.grid, self.order, self.width = grid, order, grid.width(weights[0].shape[1])
+        self.rows = [len(weight) for weight in weights]
+        self.scales = [grid.find(weight) for weight in weights]
+        steps = [grid.steps(*found) for found in zip(self.scales, self.rows, strict=True)]
+        self.step = torch.cat([own.step for own in steps]).T.contiguous()
+        offsets = [own.offset for own in steps if own.offset is not None]
+        self.offset = torch.cat(offsets).T.contiguous() if offsets else None
+        self.levels = torch.empty(len(order), sum(self.rows), device=order.device)
         self.group = (order // self.width).tolist()
-        self.renewed: dict[int, Scales] = {}
+        self.renewed: dict[int, list[Scales]] = {}
 
     def loss(self, i: int, column: Tensor) -> Tensor:
         """Round `column` [N], the i-th in order, and return what that takes off it."""
@@ -155,23 +168,29 @@ class Rounding:
 
     def renew(self, i: int, work: Tensor) -> None:
         """Find the scales of column i's group anew from `work` [K, N], in order, unless that was done."""
+        import torch
+
         group = self.group[i]
         if group in self.renewed:
             return
         members = (self.order // self.width == group).nonzero().squeeze(1)
-        self.renewed[group] = self.grid.find(work[members].T)
-        fresh = self.grid.steps(self.renewed[group], work.shape[1])
-        self.step[group] = fresh.step[:, 0]
-        if self.offset is not None and fresh.offset is not None:
-            self.offset[group] = fresh.offset[:, 0]
+        parts = work[members].T.split(self.rows)
+        self.renewed[group] = [self.grid.find(part) for part in parts]
+        steps = [self.grid.steps(*found) for found in zip(self.renewed[group], self.rows, strict=True)]
+        self.step[group] = torch.cat([own.step[:, 0] for own in steps])
+        if self.offset is not None:
+            self.offset[group] = torch.cat([own.offset[:, 0] for own in steps if own.offset is not None])
 
-    def solution(self) -> Solution:
+    def solutions(self) -> list[Solution]:
+        """What became of each weight."""
         from quant.grid import Scales
 
         scales = self.scales
         if self.renewed:
-            scales = Scales.joined([self.renewed[group] for group in range(len(self.renewed))])
-        return Solution(self.grid.encode(self.levels[self.order.argsort()].T.contiguous()), scales)
+            groups = [self.renewed[group] for group in range(len(self.renewed))]
+            scales = [Scales.joined(own) for own in zip(*groups, strict=True)]
+        codes = self.grid.encode(self.levels[self.order.argsort()].T.contiguous())
+        return [Solution(*found) for found in zip(codes.split(self.rows), scales, strict=True)]
 
 
 def sweep(work: Tensor, factor: Tensor, drag: Tensor | None, settle: Callable[[int], Tensor]) -> None:
@@ -185,12 +204,12 @@ def sweep(work: Tensor, factor: Tensor, drag: Tensor | None, settle: Callable[[i
     """
     import torch
 
-    columns = len(work)
+    columns, pivots = len(work), factor.diagonal().tolist()
     for start in range(0, columns, LAZY):
         stop = min(start + LAZY, columns)
         errors, moved = torch.zeros_like(work[start:stop]), None if drag is None else work[start:stop].clone()
         for i in range(start, stop):
-            error = settle(i) / factor[i, i]
+            error = settle(i) / pivots[i]
             work[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
             errors[i - start] = error
             if drag is not None and moved is not None:

@@ -87,22 +87,20 @@ class SmoothQuant(Weights):
         from quant.linear import QuantLinear
 
         require(batches, self.name)
-        grids, inputs, gptq = grids or self.grids(model), self.inputs(), GPTQ(bits=8, group_size=None)
+        grids, inputs, gptq = grids or self.grids(model), self.inputs(), GPTQ(bits=8, group_size=None, correction=0)
         self.quantize_tables(model)
         done = 0
         for stage in walk(model, batches):
             if self.strength:
                 smooth(stage, self.strength)
             steps = {} if inputs.dynamic else calibrated(stage, inputs)
-            moments = stage.moments() if self.rounding == "gptq" else {}
+            solved = dict(gptq.solutions(stage, grids)) if self.rounding == "gptq" else {}
             for name, linear in stage.layers.items():
-                weight, grid = linear.weight.detach().float(), grids[name]
-                if name in moments:
-                    codes, scales = gptq.solve(weight, moments[name], grid, name)
+                if name in solved:
+                    layer = QuantLinear.of(linear, grids[name], *solved[name], inputs, steps.get(name))
                 else:
-                    scales = grid.find(weight)
-                    codes = grid.quantize(weight, scales)
-                stage.replace(name, QuantLinear.of(linear, grid, codes, scales, inputs, steps.get(name)))
+                    layer = QuantLinear.round(linear, grids[name], activations=inputs, input_scale=steps.get(name))
+                stage.replace(name, layer)
                 done += 1
                 progress(done, len(grids), name)
 

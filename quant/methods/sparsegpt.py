@@ -110,7 +110,7 @@ class SparseGPT(Sparse):
         work = weight.T[order].contiguous()  # [K, N]
         worth = factor.diagonal().square().reciprocal()[:, None]
         counts = self._counts(work.square() * worth)
-        rounding = None if grid is None else Rounding(weight, grid, order)
+        rounding = None if grid is None else Rounding([weight], grid, order)
         kept, zeros = torch.empty_like(work), torch.empty(0)
 
         def settle(i: int) -> Tensor:
@@ -122,7 +122,7 @@ class SparseGPT(Sparse):
             return lost if rounding is None else lost + rounding.loss(i, kept[i])
 
         sweep(work, factor, drag, settle)
-        return kept[order.argsort()].T.contiguous() if rounding is None else rounding.solution()
+        return kept[order.argsort()].T.contiguous() if rounding is None else rounding.solutions()[0]
 
     def _counts(self, score: Tensor) -> list[int]:
         """How many zeros each unstructured block gets: its part of the lowest in score [K, N] before a weight moves."""

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from quant.grid import Grid, IntGrid
-from quant.linear import LatentLinear, QuantEmbedding, QuantLinear
+from quant.linear import LatentLinear, QuantEmbedding, QuantLinear, unpacked
 
 GRIDS = [IntGrid(4), IntGrid(4, symmetric=False), IntGrid(8), IntGrid(3, group_size=None), IntGrid(2, group_size=64)]
 
@@ -25,6 +25,16 @@ def test_it_multiplies_by_what_the_integers_stand_for(linear: nn.Linear, grid: G
     weight = grid.dequantize(layer.codes(), layer.scales)
     assert torch.equal(layer(x), functional.linear(x, weight, linear.bias))
     assert (weight - linear.weight).abs().max() < 2.2 * linear.weight.abs().max() / (grid.high - grid.low)
+
+
+def test_unpacked_layers_say_the_same_and_forget_it_afterwards(linear: nn.Linear) -> None:
+    layer, x = QuantLinear.round(linear, IntGrid(4)), torch.randn(2, 3, 64)
+    before = layer(x)
+    with unpacked(layer):
+        assert torch.equal(layer(x), before)
+        assert layer.dequantize() is layer.dequantize()
+    layer.hold(torch.zeros_like(layer.codes()), layer.scales)
+    assert torch.equal(layer(x), linear.bias.expand(2, 3, 24))
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

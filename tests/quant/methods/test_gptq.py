@@ -1,6 +1,7 @@
 """GPTQ, against the same algorithm written from equation 2 with a fresh inverse for every column."""
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from quant import QuantError, quantize
 from quant.calibrate import Batch, Moments
-from quant.grid import Grid, IntGrid, Scales
+from quant.grid import FloatGrid, Grid, IntGrid, Scales
 from quant.methods import GPTQ, RTN
 from quant.methods.gptq import Solution
 
@@ -31,7 +32,7 @@ def hessian() -> Tensor:
 
 
 def solve(weight: Tensor, hessian: Tensor, grid: Grid, damping: float, name: str = "weight") -> Solution:
-    return GPTQ(damping=damping).solve(weight, Moments(hessian, None), grid, name)
+    return GPTQ(damping=damping).solve([weight], Moments(hessian, None), grid, name)[0]
 
 
 def naive(weight: Tensor, hessian: Tensor, grid: Grid, damping: float) -> Tensor:
@@ -70,6 +71,20 @@ def test_correlated_inputs_make_it_much_better_than_rounding(weight: Tensor, hes
     nearest = grid.dequantize(grid.quantize(weight, scales), scales)
     ours = output_error(weight, grid.dequantize(codes, scales), hessian)
     assert ours < 0.6 * output_error(weight, nearest, hessian)
+
+
+@pytest.mark.parametrize("grid", [IntGrid(4), IntGrid(3, symmetric=False), FloatGrid("e2m1", 16, "nv")], ids=str)
+@pytest.mark.parametrize("groups", ["static", "dynamic"])
+def test_layers_solved_as_one_become_what_each_becomes_alone(
+    weight: Tensor, hessian: Tensor, grid: Grid, groups: Any
+) -> None:
+    if groups == "dynamic" and not grid.local:
+        pytest.skip("scales that are stored together are static")
+    spec, parts, moments = GPTQ(groups=groups), weight.split([5, 7]), Moments(hessian, None)
+    for own, (codes, scales) in zip(parts, spec.solve(parts, moments, grid), strict=True):
+        alone = spec.solve([own], moments, grid)[0]
+        assert (codes == alone.codes).float().mean() > 0.995  # sums of another order may break a tie the other way
+        torch.testing.assert_close(grid.steps(scales, len(own)), grid.steps(alone.scales, len(own)))
 
 
 def test_independent_inputs_leave_nothing_to_make_up_for(weight: Tensor) -> None:

@@ -105,7 +105,7 @@ def test_correlated_inputs_make_it_better_than_magnitude_and_wanda(
 def test_without_zeros_it_is_gptq(act_order: bool, weight: Tensor, hessian: Tensor) -> None:
     spec = SparseGPT(bits=3, pattern="unstructured", sparsity=0, act_order=act_order)
     ours = spec.solve(weight, Moments(hessian, None), IntGrid(3))
-    theirs = GPTQ(act_order=act_order).solve(weight, Moments(hessian, None), IntGrid(3))
+    theirs = GPTQ(act_order=act_order).solve([weight], Moments(hessian, None), IntGrid(3))[0]
     assert isinstance(ours, Solution)
     assert torch.equal(ours.codes, theirs.codes) and torch.equal(ours.scales.scale, theirs.scales.scale)
 
