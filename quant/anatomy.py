@@ -104,6 +104,11 @@ def check(model: nn.Module, grids: Mapping[str, Grid]) -> None:
     layers = all_linears(model)
     if not layers:
         raise QuantError(f"{type(model).__name__} has no nn.Linear in its blocks; merge adapters before quantizing")
+    for name, module in model.named_modules():
+        for part, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3 and not isinstance(module, nn.Conv1d):
+                experts = f"{name}.{part} holds {len(parameter)} experts in one tensor {list(parameter.shape)}"
+                raise QuantError(f"{experts}, which would stay unquantized; only nn.Linear is quantized")
     for name, linear in layers:
         if linear.weight.is_meta:
             raise QuantError(f"{name}: weight is on the meta device, which holds no numbers; load the model first")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from quant import QuantError, export, quantize
 from quant.anatomy import embedding, head, tied
@@ -50,6 +51,15 @@ def test_what_cannot_be_quantized_is_refused_before_it_is_touched(original: nn.M
         quantize(deepcopy(original), GPTQ())
     with pytest.raises(QuantError, match="no list of decoder blocks"):
         quantize(nn.Linear(32, 32), RTN())
+
+
+def test_experts_in_one_tensor_are_refused_rather_than_skipped() -> None:
+    config = AutoConfig.for_model(
+        "mixtral", vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    with pytest.raises(QuantError, match=r"layers\.0\.mlp\.experts\.gate_up_proj holds 4 experts in one tensor \[4, "):
+        quantize(AutoModelForCausalLM.from_config(config), RTN())
 
 
 def test_a_format_that_does_not_exist_is_refused(model: nn.Module, tmp_path: Path) -> None:
