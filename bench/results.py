@@ -42,7 +42,7 @@ def pareto(rows: Sequence[Row], file: Path) -> None:
         right.scatter([r.seconds for r in own], [r.kl for r in own], s=60 if peer == OURS else 25, **look)
     for ours, colour in ((True, "black"), (False, "grey")):
         line = front([row for row in rows if (row.peer == OURS) == ours])
-        left.plot([r.bits for r in line], [r.kl for r in line], color=colour, linewidth=1)
+        left.plot([r.bits for r in line], [r.kl for r in line], color=colour, linewidth=1, drawstyle="steps-post")
     left.set(
         xlabel="bits per weight, scales included", ylabel="KL to the unquantized model, nats a token", yscale="log"
     )

@@ -19,9 +19,12 @@ a tenth worse in a brute-force test. The layers are then quantized by `method` o
   the same for all layers, so the order of preference stays. What the factor is, one measurement of the whole model
   tells: under `max_kl` the program is solved again with d scaled to the KL found, `ROUNDS` times at most, and the
   smallest model that kept to the limit wins.
+* At few bits errors are no longer small, the sum is off by more, and the plan can lose to the same bits for all: where
+  that fits into the budget it is quantized as well, and the lower KL on held sequences wins.
 * q, k and v are one unit, and gate and up: vLLM fuses them into one product and takes the first one's bits for all.
 
-Cost: (units x choices) forward passes of the probe, then `method`. Tested against brute force over all assignments.
+Cost: (units x choices) forward passes of the probe, then `method`, up to `ROUNDS` times. Tested against
+brute force over all assignments.
 """
 
 from __future__ import annotations
@@ -106,11 +109,33 @@ class Mixed:
         measured = sensitivity(model, together, _head_of(batches, PROBE), choices, progress)
         if self.bits_per_weight is not None:
             weights = sum(layer.weight.numel() for layer in _layers(model).values())
-            chosen = solve(measured, costs, budget=self.bits_per_weight * weights / 8)
-            self.method.apply(model, batches, progress, _each(together, chosen, choices))
+            self._into(model, batches, progress, together, choices, costs, measured, self.bits_per_weight * weights / 8)
             return
         assert self.max_kl is not None
         self._within(model, batches, progress, together, choices, costs, measured, self.max_kl)
+
+    def _into(
+        self, model: nn.Module, batches: Sequence[Batch], progress: Progress, together: Units,
+        choices: dict[Bits, Grid], costs: dict[str, dict[Bits, float]], measured: Sensitivity, budget: float,
+    ) -> None:  # fmt: skip
+        """Quantize to the bits of least KL within the budget, or to the same bits for all if that is found better."""
+        from copy import deepcopy
+
+        from quant.anatomy import become
+        from quant.distillation import course, measure
+
+        chosen = solve(measured, costs, budget=budget)
+        fitting = [bits for bits in choices if sum(row[bits] for row in costs.values()) <= budget]
+        uniform = dict.fromkeys(costs, max(fitting)) if fitting else chosen
+        if uniform == chosen:
+            self.method.apply(model, batches, progress, _each(together, chosen, choices))
+            return
+        exam, found = course(model, batches).exam, []
+        for plan in (chosen, uniform):
+            tried = deepcopy(model)
+            self.method.apply(tried, batches, progress, _each(together, plan, choices))
+            found.append((measure(tried, exam), tried))
+        become(model, min(found, key=lambda each: each[0])[1])
 
     def _within(
         self, model: nn.Module, batches: Sequence[Batch], progress: Progress, together: Units,

@@ -3,6 +3,7 @@
 from copy import deepcopy
 from itertools import product
 from random import Random
+from typing import Any
 
 import pytest
 from torch import nn
@@ -57,6 +58,18 @@ def test_a_byte_budget_is_kept_and_spent_better_than_evenly(original: nn.Module,
         assert len({bits[f"model.layers.{block}.self_attn.{part}_proj"] for part in "qkv"}) == 1
         assert len({bits[f"model.layers.{block}.mlp.{part}_proj"] for part in ("gate", "up")}) == 1
     assert divergence(original, mixed, batches) < divergence(original, even, batches)
+
+
+def test_a_plan_that_loses_to_the_same_bits_for_all_is_dropped(
+    model: nn.Module, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def misleading(model: nn.Module, together: Any, *_: Any) -> Any:
+        """As if down_proj alone mattered."""
+        return {name: {b: (8 - b) * ("down_proj" in name) for b in (2, 3, 4, 5, 6, 8)} for name in together}
+
+    monkeypatch.setattr("quant.methods.mixed.sensitivity", misleading)
+    quantize(model, Mixed(method=RTN(), bits_per_weight=4.5), batches)
+    assert {m.grid.bits for n, m in model.named_modules() if isinstance(m, QuantLinear) and "layers" in n} == {4}
 
 
 def test_a_quality_budget_is_kept(original: nn.Module, batches: list[Batch]) -> None:
