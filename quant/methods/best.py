@@ -13,8 +13,9 @@ Steps 3 and 4 keep the best state on data they did not train on, their start inc
 What each step buys is measured in `bench/quant.py`, and in which order they matter is in the README. Gains of norms are
 float numbers that every format stores anyway: what is learned there is free.
 
-Cost: up to three runs of GPTQ, then (blocks x block_steps) passes of a block and `steps` of the model, with three
-float32 for each weight in step 4. Tested: never worse than GPTQ on held sequences; the architecture stays standard.
+Cost: up to three runs of GPTQ, then (blocks x block_steps) passes of a block and `steps` of the model, each with one
+more of the unquantized model, and three float32 for each weight in step 4. Tested: never worse than GPTQ on held
+sequences; the architecture stays standard.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ weight, so that s and p are independent and no gradient scale is needed.)
 * Left alone: embedding, head, norms and biases. Norms were tried: no gain beyond noise, and they would no longer be
   the student's own.
 
-Cost: a forward and a backward pass of a batch a step, and three float32 for each weight (Adam; with a rank, only for
-its factors). Tested: never worse than GPTQ on the held sequences, gradients against the equations, merged = trained.
+Cost: a forward and a backward pass of a batch a step and a forward pass of the unquantized model; three float32 for
+each weight (Adam; with a rank, only for its factors). Tested: never worse than GPTQ on the held sequences, gradients
+against the equations, merged = trained.
 """
 
 from __future__ import annotations
