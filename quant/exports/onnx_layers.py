@@ -26,6 +26,7 @@ Sources: onnx `docs/Operators.md`; ONNX Runtime `docs/ContribOperators.md` and w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def stand_in(name: str, layer: QuantLinear, table: Table | None) -> Linear:
     return (Bytes if layer.grid.bits == 8 else Blocks)(layer, _held(name, layer), table)
 
 
-class Linear(nn.Module):
+class Linear(nn.Module, ABC):
     """A linear layer; what multiplies by scale * code is a subclass's."""
 
     scale: Tensor
@@ -82,8 +83,9 @@ class Linear(nn.Module):
             x = self.activations.round(x, self.input_scale)
         return x, self.weighted(x)
 
+    @abstractmethod
     def weighted(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The product of x [..., K] with scale * code, float32 [..., N]."""
 
 
 class Blocks(Linear):

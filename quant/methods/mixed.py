@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from quant.errors import QuantError
 from quant.methods.autoround import AutoRound
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from quant import Progress
     from quant.calibrate import Batch
+    from quant.distillation import Lesson
     from quant.grid import Grid
 
 PROBE = 16
@@ -119,10 +120,8 @@ class Mixed:
         choices: dict[Bits, Grid], costs: dict[str, dict[Bits, float]], measured: Sensitivity, budget: float,
     ) -> None:  # fmt: skip
         """Quantize to the bits of least KL within the budget, or to the same bits for all if that is found better."""
-        from copy import deepcopy
-
         from quant.anatomy import become
-        from quant.distillation import course, measure
+        from quant.distillation import course
 
         chosen = solve(measured, costs, budget=budget)
         fitting = [bits for bits in choices if sum(row[bits] for row in costs.values()) <= budget]
@@ -130,38 +129,51 @@ class Mixed:
         if uniform == chosen:
             self.method.apply(model, batches, progress, _each(together, chosen, choices))
             return
-        exam, found = course(model, batches).exam, []
-        for plan in (chosen, uniform):
-            tried = deepcopy(model)
-            self.method.apply(tried, batches, progress, _each(together, plan, choices))
-            found.append((measure(tried, exam), tried))
-        become(model, min(found, key=lambda each: each[0])[1])
+        exam = course(model, batches).exam
+        plans = (_each(together, plan, choices) for plan in (chosen, uniform))
+        tried = [self._tried(model, batches, progress, grids, exam) for grids in plans]
+        become(model, min(tried, key=lambda found: found.kl).model)
+
+    def _tried(
+        self, model: nn.Module, batches: Sequence[Batch], progress: Progress, grids: Grids, exam: list[Lesson]
+    ) -> _Tried:
+        """What a copy of the model comes to on `grids`."""
+        from copy import deepcopy
+
+        from quant.distillation import measure
+
+        copy = deepcopy(model)
+        self.method.apply(copy, batches, progress, grids)
+        return _Tried(copy, measure(copy, exam))
 
     def _within(
         self, model: nn.Module, batches: Sequence[Batch], progress: Progress, together: Units,
         choices: dict[Bits, Grid], costs: dict[str, dict[Bits, float]], measured: Sensitivity, limit: float,
     ) -> None:  # fmt: skip
         """Quantize to the smallest model whose KL is found to be within the limit."""
-        from copy import deepcopy
-
         from quant.anatomy import become
-        from quant.distillation import course, measure
+        from quant.distillation import course
 
         exam = course(model, batches).exam
-        original = deepcopy(model)
         factor, best = 1.0, None
         for _ in range(ROUNDS):
             scaled = {n: {bits: kl * factor for bits, kl in row.items()} for n, row in measured.items()}
             chosen = solve(scaled, costs, max_kl=limit)
-            tried = deepcopy(original)
-            self.method.apply(tried, batches, progress, _each(together, chosen, choices))
-            found, size = measure(tried, exam), sum(costs[name][bits] for name, bits in chosen.items())
-            if found <= limit and (best is None or size < best[0]):
-                best = (size, tried)
-            factor *= found / sum(scaled[name][bits] for name, bits in chosen.items())
+            tried = self._tried(model, batches, progress, _each(together, chosen, choices), exam)
+            size = sum(costs[name][bits] for name, bits in chosen.items())
+            if tried.kl <= limit and (best is None or size < best[0]):
+                best = (size, tried.model)
+            factor *= tried.kl / sum(scaled[name][bits] for name, bits in chosen.items())
         if best is None:
             raise QuantError(f"no choice of {sorted(self.choices)} bits keeps the KL below {limit}; raise max_kl")
         become(model, best[1])
+
+
+class _Tried(NamedTuple):
+    """A quantized copy of the model, and its KL on the exam."""
+
+    model: nn.Module
+    kl: float
 
 
 def units(model: nn.Module) -> Units:
