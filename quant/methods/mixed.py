@@ -106,32 +106,30 @@ class Mixed:
         require(batches, self.name)
         choices = {bits: replace(self.method, bits=bits).number_grid() for bits in sorted(self.choices)}
         together = units(model)
-        costs = _bytes(model, together, choices)
         measured = sensitivity(model, together, _head_of(batches, PROBE), choices, progress)
+        problem = _Problem(together, choices, _bytes(model, together, choices), measured)
         if self.bits_per_weight is not None:
             weights = sum(layer.weight.numel() for layer in _layers(model).values())
-            self._into(model, batches, progress, together, choices, costs, measured, self.bits_per_weight * weights / 8)
+            self._into(self.bits_per_weight * weights / 8, problem, model, batches, progress)
             return
         assert self.max_kl is not None
-        self._within(model, batches, progress, together, choices, costs, measured, self.max_kl)
+        self._within(self.max_kl, problem, model, batches, progress)
 
     def _into(
-        self, model: nn.Module, batches: Sequence[Batch], progress: Progress, together: Units,
-        choices: dict[Bits, Grid], costs: dict[str, dict[Bits, float]], measured: Sensitivity, budget: float,
-    ) -> None:  # fmt: skip
+        self, budget: float, problem: _Problem, model: nn.Module, batches: Sequence[Batch], progress: Progress
+    ) -> None:
         """Quantize to the bits of least KL within the budget, or to the same bits for all if that is found better."""
         from quant.anatomy import become
         from quant.distillation import course
 
-        chosen = solve(measured, costs, budget=budget)
-        fitting = [bits for bits in choices if sum(row[bits] for row in costs.values()) <= budget]
-        uniform = dict.fromkeys(costs, max(fitting)) if fitting else chosen
+        chosen = solve(problem.measured, problem.costs, budget=budget)
+        fitting = [bits for bits in problem.choices if sum(row[bits] for row in problem.costs.values()) <= budget]
+        uniform = dict.fromkeys(problem.costs, max(fitting)) if fitting else chosen
         if uniform == chosen:
-            self.method.apply(model, batches, progress, _each(together, chosen, choices))
+            self.method.apply(model, batches, progress, problem.grids(chosen))
             return
         exam = course(model, batches).exam
-        plans = (_each(together, plan, choices) for plan in (chosen, uniform))
-        tried = [self._tried(model, batches, progress, grids, exam) for grids in plans]
+        tried = [self._tried(model, batches, progress, problem.grids(plan), exam) for plan in (chosen, uniform)]
         become(model, min(tried, key=lambda found: found.kl).model)
 
     def _tried(
@@ -147,9 +145,8 @@ class Mixed:
         return _Tried(copy, measure(copy, exam))
 
     def _within(
-        self, model: nn.Module, batches: Sequence[Batch], progress: Progress, together: Units,
-        choices: dict[Bits, Grid], costs: dict[str, dict[Bits, float]], measured: Sensitivity, limit: float,
-    ) -> None:  # fmt: skip
+        self, limit: float, problem: _Problem, model: nn.Module, batches: Sequence[Batch], progress: Progress
+    ) -> None:
         """Quantize to the smallest model whose KL is found to be within the limit."""
         from quant.anatomy import become
         from quant.distillation import course
@@ -157,16 +154,29 @@ class Mixed:
         exam = course(model, batches).exam
         factor, best = 1.0, None
         for _ in range(ROUNDS):
-            scaled = {n: {bits: kl * factor for bits, kl in row.items()} for n, row in measured.items()}
-            chosen = solve(scaled, costs, max_kl=limit)
-            tried = self._tried(model, batches, progress, _each(together, chosen, choices), exam)
-            size = sum(costs[name][bits] for name, bits in chosen.items())
+            scaled = {n: {bits: kl * factor for bits, kl in row.items()} for n, row in problem.measured.items()}
+            chosen = solve(scaled, problem.costs, max_kl=limit)
+            tried = self._tried(model, batches, progress, problem.grids(chosen), exam)
+            size = sum(problem.costs[name][bits] for name, bits in chosen.items())
             if tried.kl <= limit and (best is None or size < best[0]):
                 best = (size, tried.model)
             factor *= tried.kl / sum(scaled[name][bits] for name, bits in chosen.items())
         if best is None:
             raise QuantError(f"no choice of {sorted(self.choices)} bits keeps the KL below {limit}; raise max_kl")
         become(model, best[1])
+
+
+class _Problem(NamedTuple):
+    """What is to be chosen for each unit, what each choice stores in bytes, and what it is measured to harm."""
+
+    together: Units
+    choices: dict[Bits, Grid]
+    costs: dict[str, dict[Bits, float]]
+    measured: Sensitivity
+
+    def grids(self, chosen: dict[str, Bits]) -> dict[str, Grid]:
+        """The grid of each linear from the bits of its unit."""
+        return {name: self.choices[chosen[unit]] for unit, names in self.together.items() for name in names}
 
 
 class _Tried(NamedTuple):
@@ -250,11 +260,6 @@ def _bytes(model: nn.Module, together: Units, choices: dict[Bits, Grid]) -> dict
         }
         for unit, names in together.items()
     }
-
-
-def _each(together: Units, chosen: dict[str, Bits], choices: dict[Bits, Grid]) -> dict[str, Grid]:
-    """The grid of each linear from the bits of its unit."""
-    return {name: choices[chosen[unit]] for unit, names in together.items() for name in names}
 
 
 def _head_of(batches: Sequence[Batch], sequences: int) -> list[Batch]:
