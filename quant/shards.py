@@ -53,11 +53,11 @@ from quant.exports.compressed_tensors import (
     INDEX,
     TOKENIZER_FILES,
     WEIGHTS,
-    digest_of,
     model_tensors,
     quantization,
     write_config,
 )
+from quant.exports.files import digest_of
 from quant.linear import QuantLinear
 
 if TYPE_CHECKING:

@@ -44,9 +44,7 @@ until the last move the folder is no model. Other files in it are left alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -60,6 +58,7 @@ from torch import Tensor, nn
 
 from quant.anatomy import blocks, head, tied
 from quant.errors import QuantError
+from quant.exports import files
 from quant.exports.compressed_layers import PARTS, Scheme, arguments, scheme, tensors, weight
 from quant.grid import FloatGrid
 from quant.kv_cache import KVScales
@@ -70,32 +69,19 @@ TOKENIZER_FILES = (
     "merges.txt", "chat_template.jinja",
 )  # fmt: skip
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-CHECKSUM, INDEX = f"{WEIGHTS}.sha256", f"{WEIGHTS}.index.json"
+CHECKSUM, INDEX = f"{WEIGHTS}{files.SUFFIX}", f"{WEIGHTS}.index.json"
 
 
 def write(model: nn.Module, path: Path, tokenizer_dir: Path) -> Path:
     """Write the folder; see `quant.export`."""
-    if path.exists() and not path.is_dir():
-        raise QuantError(f"{path} is a file, and compressed_tensors writes a folder; give another path")
-    if not (tokenizer_dir / "tokenizer.json").exists():
-        raise QuantError(f"no tokenizer.json in {tokenizer_dir}; pass the folder the tokenizer was saved to")
     config = quantization(model)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with files.folder(path, "compressed_tensors", tokenizer_dir, last=CONFIG) as partial:
         save_file(model_tensors(model), partial / WEIGHTS, metadata={"format": "pt"})
-        (partial / CHECKSUM).write_text(f"{digest_of(partial / WEIGHTS)}  {WEIGHTS}\n")
+        files.seal(partial / WEIGHTS)
         write_config(model, config, partial)
         for file in TOKENIZER_FILES:
             if (tokenizer_dir / file).exists():
                 shutil.copyfile(tokenizer_dir / file, partial / file)
-        path.mkdir(exist_ok=True)
-        (path / CONFIG).unlink(missing_ok=True)
-        for done in sorted(partial.iterdir(), key=lambda f: f.name == CONFIG):
-            os.replace(done, path / done.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 
@@ -121,28 +107,19 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 def _load(folder: Path) -> dict[str, Tensor]:
     """The tensors of the folder, in one file or in shards, checked against their checksums where it has them."""
-    checksums, index = folder / CHECKSUM, folder / INDEX
-    lines = checksums.read_text().splitlines() if checksums.exists() else []
-    promised = {file: digest for digest, _, file in (line.partition("  ") for line in lines)}
-    files = [WEIGHTS]
+    index, names = folder / INDEX, [WEIGHTS]
     if index.exists() and not (folder / WEIGHTS).exists():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     found: dict[str, Tensor] = {}
-    for file in (folder / name for name in files):
+    for file in (folder / name for name in names):
+        files.check(file, folder / CHECKSUM)
         try:
-            if file.name in promised and promised[file.name] != digest_of(file):
-                raise QuantError(f"{file} is not the file its checksum was made of; copy or export it again")
             found |= load_file(file)
         except FileNotFoundError as problem:
             raise QuantError(f"there is no {file}; copy or export it again") from problem
         except SafetensorError as problem:
             raise QuantError(f"{file} is damaged ({problem}); copy or export it again") from problem
     return found
-
-
-def digest_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def quantization(model: nn.Module) -> dict[str, Any] | None:

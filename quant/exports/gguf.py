@@ -1,5 +1,7 @@
 """GGUF: one file with model and tokenizer, run by llama.cpp. Our integers go in as they are; none is chosen anew.
 
+Its checksum lies beside it, FILE.sha256.
+
 | on the grid                        | in the file  |   | on the grid                    | in the file |
 |------------------------------------|--------------|---|--------------------------------|-------------|
 | int4, int5, groups of 32           | Q4_0, Q5_0   |   | e2m1, MX scales                | MXFP4       |
@@ -46,6 +48,7 @@ from torch import Tensor, nn
 
 from quant.anatomy import all_linears, blocks, head, tied
 from quant.errors import QuantError
+from quant.exports import files
 from quant.exports.gguf_tokenizer import add_tokenizer
 from quant.gguf_blocks import LAYOUTS
 from quant.grid import FloatGrid, Grid
@@ -123,7 +126,9 @@ def write(model: nn.Module, path: Path, tokenizer_dir: Path) -> Path:
         sink.write_kv_data_to_file()
         sink.write_tensors_to_file()
         sink.close()
+        files.checksum_of(path).unlink(missing_ok=True)
         os.replace(partial, path)
+        files.seal(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
@@ -132,8 +137,9 @@ def write(model: nn.Module, path: Path, tokenizer_dir: Path) -> Path:
 def read(path: Path) -> dict[str, Tensor]:
     """The weights a runtime computes with, float32, under their Hugging Face names and in that row order.
 
-    Raises QuantError where the file is incomplete, is no GGUF, or holds what `write` never writes.
+    Raises QuantError where the file is damaged, is no GGUF, or holds what `write` never writes.
     """
+    files.check(path)
     try:
         source = gguf.GGUFReader(path)
         name = source.get_field("general.architecture").contents()

@@ -2,7 +2,7 @@
 
     model.onnx     int64 [b, t] input_ids, attention_mask, and token_type_ids where the model knows segments, to float32
                    output: logits, or the last hidden state of a model without a head; b and t as they come
-    config.json, tokenizer files
+    model.onnx.sha256, config.json, tokenizer files
 
 Encoders, and decoders that read a whole sequence at once: there is no cache of keys and values, as an encoder needs
 none, and generating is what gguf is for.
@@ -36,7 +36,6 @@ to lie in a second file. Needs the packages of the extra `onnx`.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -52,6 +51,7 @@ from torch import Tensor, nn
 from quant.anatomy import embedding, head, tied
 from quant.calibrate import Batch
 from quant.errors import QuantError
+from quant.exports import files
 from quant.exports.onnx_layers import OPSET, STORED, Table, dequantize, stand_in
 from quant.linear import QuantEmbedding, QuantLinear
 
@@ -64,30 +64,18 @@ def write(model: nn.Module, path: Path, tokenizer_dir: Path) -> Path:
     """Write the folder; see `quant.export`."""
     for package in ("onnx", "onnxscript"):
         _package(package)
-    if path.exists() and not path.is_dir():
-        raise QuantError(f"{path} is a file, and onnx writes a folder; give another path")
-    if not (tokenizer_dir / "tokenizer.json").exists():
-        raise QuantError(f"no tokenizer.json in {tokenizer_dir}; pass the folder the tokenizer was saved to")
     graph = _Graph(model)
     size = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in graph.state_dict().values()}.values())
     if size > LARGEST:
         name = type(model).__name__
         raise QuantError(f"{name} is {size / 2**30:.1f} GB, and an onnx file holds 2; export compressed_tensors")
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with files.folder(path, "onnx", tokenizer_dir, last=MODEL) as partial:
         (partial / MODEL).write_bytes(_exported(graph))
+        files.seal(partial / MODEL)
         model.config.save_pretrained(partial)  # type: ignore[union-attr, operator]
         for pattern in ("*token*.json", "vocab.*", "merges.txt", "chat_template.jinja"):
             for file in tokenizer_dir.glob(pattern):
                 shutil.copyfile(file, partial / file.name)
-        path.mkdir(exist_ok=True)
-        (path / MODEL).unlink(missing_ok=True)
-        for done in sorted(partial.iterdir(), key=lambda f: f.name == MODEL):
-            os.replace(done, path / done.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 
@@ -206,6 +194,7 @@ def _quiet() -> Iterator[None]:
 def _loaded(folder: Path) -> Any:
     """The file as a protobuf message. Raises QuantError."""
     onnx, file = _package("onnx"), folder / MODEL
+    files.check(file)
     try:
         return onnx.load(file)
     except FileNotFoundError as problem:

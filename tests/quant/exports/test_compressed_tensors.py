@@ -1,7 +1,6 @@
 """The folder, loaded by transformers: the same logits as our own model."""
 
 import json
-import subprocess
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -218,15 +217,10 @@ def test_what_is_read_back_is_what_the_layers_hold(model: nn.Module, tokenizer_d
 
 def test_a_damaged_file_is_named(model: nn.Module, tokenizer_dir: Path, tmp_path: Path) -> None:
     folder = export(quantize(model, RTN(bits=4)), tmp_path / "model", "compressed_tensors", tokenizer_dir)
-    subprocess.run(["sha256sum", "--check", "model.safetensors.sha256"], cwd=folder, check=True, capture_output=True)
-    file = folder / "model.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(QuantError, match=r"^.*/model\.safetensors is not the file its checksum was made of; copy or"):
-        read(folder)
     (folder / "model.safetensors.sha256").unlink()
     assert len(read(folder)) == 20
-    file.write_bytes(whole[:-100])
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(QuantError, match=r"^.*/model\.safetensors is damaged \(.*\); copy or export it again$"):
         read(folder)
     file.unlink()
