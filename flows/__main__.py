@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what i
         "flows.flywheel:flywheel",
         "turn the wheel once: ingest, curate, distill, quantize, evaluate, release, redeploy",
     ),
-    "ingest": ("flows.ingest:ingest", "read traffic and feedback: flywheel ingest jsonl PATH..."),
+    "ingest": ("flows.ingest:ingest", "read traffic and feedback: flywheel ingest jsonl | otel PATH..."),
     "curate": ("flows.curate:curate", "freeze a workload's traffic as a dataset"),
     "distill": ("flows.distill:distill", "train a student on a dataset"),
     "quantize": ("flows.quantize:quantize", "quantize a student into candidates"),
@@ -130,19 +130,21 @@ def parser_of(command: str, plain: Callable[..., Any]) -> tuple[argparse.Argumen
     for name, parameter in inspect.signature(plain).parameters.items():
         kind = parameter.annotation
         if parameter.default is inspect.Parameter.empty and choice_of(kind):
-            parser.add_argument(name, metavar=name.upper(), help=f"kind of {name}: {choice_of(kind)}")
+            parser.add_argument(name, metavar=name.upper(), help=f"kind of {name}: {', '.join(choice_of(kind))}")
             parser.add_argument(f"{name}_values", metavar="VALUE", nargs="*", help="its paths or addresses")
-        spec = spec_of(kind)
-        for field in fields(spec) if spec else ():
+        specs = specs_of(kind)
+        merged = {field.name: field for spec in reversed(specs) for field in fields(spec)}
+        for field in merged.values():
             flag = f"{name}.{field.name}"
             options[flag] = field.type
+            menu = choice_of(kind) if field.name == "name" else []
             parser.add_argument(
                 f"--{flag}",
-                metavar=metavar(field.type),
+                metavar="{" + ",".join(menu) + "}" if menu else metavar(field.type),
                 help=describe(field.type, field.default),
                 default=argparse.SUPPRESS,
             )
-        if not spec:
+        if not specs:
             options[name] = kind
             if kind is bool:
                 parser.add_argument(
@@ -164,6 +166,8 @@ def nested(options: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]
         if not hasattr(given, flag):
             continue
         value = read(getattr(given, flag))
+        if isinstance(value, str) and spread(options[flag]):
+            value = [value]
         first, _, field = flag.partition(".")
         if field:
             arguments.setdefault(first, {})[field] = value
@@ -181,15 +185,22 @@ def validated(plain: Callable[..., Any], arguments: dict[str, Any]) -> dict[str,
 
     Raises:
         ValidationError: With the option's path in `loc`.
+        SetupError: A name is on no menu.
     """
     from pydantic import create_model
 
     parameters = inspect.signature(plain).parameters
+    kinds = {name: parameter.annotation for name, parameter in parameters.items()}
+    for name, given in arguments.items():
+        menu = dict(zip(choice_of(kinds[name]), specs_of(kinds[name]), strict=False))
+        if menu and isinstance(given, dict):
+            chosen = given.setdefault("name", next(iter(menu)))
+            if chosen not in menu:
+                raise SetupError(f"{name} {chosen!r} does not exist; known are {', '.join(menu)}")
+            kinds[name] = menu[chosen]
     model = create_model(  # type: ignore[call-overload]
         "options",
-        **{
-            n: (p.annotation, ... if p.default is inspect.Parameter.empty else p.default) for n, p in parameters.items()
-        },
+        **{n: (kinds[n], ... if p.default is inspect.Parameter.empty else p.default) for n, p in parameters.items()},
     )
     checked = model.model_validate(arguments)
     return {name: getattr(checked, name) for name in parameters}
@@ -205,19 +216,21 @@ def read(text: Any) -> Any:
         return text
 
 
-def spec_of(kind: Any) -> type[Any] | None:
-    """The dataclass behind an annotation, `Annotated` and `| None` taken off; nothing for unions of several."""
+def specs_of(kind: Any) -> list[type[Any]]:
+    """The dataclasses behind an annotation, `Annotated` and `| None` taken off; several for a menu of them."""
     if is_dataclass(kind) and isinstance(kind, type):
-        return kind
-    found = [s for part in get_args(kind) if (s := spec_of(part))] if get_origin(kind) is not tuple else []
-    return found[0] if len(found) == 1 else None
+        return [kind]
+    return [spec for part in get_args(kind) for spec in specs_of(part)] if get_origin(kind) is not tuple else []
 
 
-def choice_of(kind: Any) -> str:
-    """The `name` of a spec from a menu, such as a source; empty for anything else."""
-    spec = spec_of(kind)
-    names = [f for f in fields(spec) if f.name == "name"] if spec else []
-    return str(names[0].default) if names else ""
+def spread(kind: Any) -> bool:
+    """Whether an option holds several values, so that one given alone is a list of one."""
+    return get_origin(kind) is tuple or any(get_origin(part) is tuple for part in get_args(kind))
+
+
+def choice_of(kind: Any) -> list[str]:
+    """The `name` of each spec on a menu, such as that of the sources; none for anything else."""
+    return [str(field.default) for spec in specs_of(kind) for field in fields(spec) if field.name == "name"]
 
 
 def metavar(kind: Any) -> str:

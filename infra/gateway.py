@@ -2,7 +2,7 @@
 
     POST /v1/chat/completions   the champion of the workload answers; without one, or where the request does not begin
                                 with the prefix that the champion was trained on, the teacher does
-    POST /v1/feedback           {"record_id", "kind": thumb | rating | correction | preference, "value"}, where
+    POST /v1/feedback           {"record_id", "kind": thumb | rating | correction | preference | label, "value"}, where
                                 record_id is the id of the answer
     GET  /v1/models             which workloads are served, and by which version
     GET  /healthz

@@ -16,7 +16,7 @@ from infra.database.session import session
 from infra.database.tables import Cursor, Interaction, Quarantine
 from infra.settings import SetupError
 from tasks.sources import Source
-from tasks.sources.jsonl import Entry, LogFile
+from tasks.sources.files import Entry, LogFile
 
 Progress = Callable[[int, int, str], None]
 BATCH_ROWS = 1000
@@ -49,11 +49,11 @@ def ingest(source: Source, *, progress: Progress | None = None, flow_run_id: str
         read += part.size
     understood = counts["rows"] - counts["quarantined"]
     if not counts["rows"]:
-        raise SetupError(f"no record in {_named(parts)}: only blank lines; give a file with at least one record")
+        raise SetupError(f"no record in {_named(parts)}; give a file with at least one record")
     if not understood:
         raise SetupError(
             f"nothing in {_named(parts)} could be understood: all {counts['rows']} rows are kept in quarantine, "
-            f"the first because: {problems[0]}; give OpenAI-style records, one JSON object a line"
+            f"the first because: {problems[0]}; `flywheel ingest --help` names the kinds of sources"
         )
     return {**counts, "workloads": sorted(workloads), "files": len(parts), "problems": problems}
 

@@ -9,7 +9,8 @@
 
 The first line that applies counts: one objection outweighs any praise, and of several corrections the latest stands. A
 correction that repeats the answer is praise. A preference is praise with a rejected sample where the chosen side is
-the answer, a correction where it is not. A rating without a known scale (a metric's number) says nothing here. What is
+the answer, a correction where it is not. A rating without a known scale (a metric's number) and
+a label say nothing here. What is
 said of one copy of a request and its answer is said of all. What is said of a whole conversation is said of its answer
 only where there is just one: among several, nobody knows which was meant.
 """
@@ -70,11 +71,11 @@ def judge(answer: dict[str, Any] | None, opinions: Sequence[Feedback]) -> Judgem
 
 
 def opinion_sign(opinion: Feedback) -> int:
-    """1 for praise, -1 for an objection, 0 for neither, of a thumb or a rating."""
+    """1 for praise, -1 for an objection, 0 for neither, of a thumb, a rating or a label."""
     value = opinion.value if isinstance(opinion.value, dict) else {"value": opinion.value}
     if opinion.kind == "thumb":
         return int(value["value"])
-    if "metric" in value and "scale" not in value:
+    if opinion.kind == "label" or ("metric" in value and "scale" not in value):
         return 0
     worst, best = value.get("scale", (1, 5))
     share = (value["value"] - worst) / (best - worst)

@@ -89,9 +89,10 @@ def feedback(record: Mapping[str, Any], *, source: str, at: datetime) -> Feedbac
     | rating | 1 to 5; any number with `scale: [worst, best]` or with the name of a `metric` | the number |
     | correction | the right answer: text or a message | an assistant message |
     | preference | `{chosen, rejected}`, each text or a message | two assistant messages |
+    | label | a word or two: "off topic", "refund" | the text |
 
-    Where a metric, a scale or a target other than the record (`episode`: the whole conversation) is named, a thumb or
-    rating is kept as `{value, metric?, scale?, target?}`.
+    Where a metric, a scale or a target other than the record (`episode`: the whole conversation) is named, a thumb,
+    rating or label is kept as `{value, metric?, scale?, target?}`.
 
     Raises:
         Rejected: A part of it cannot be understood.
@@ -106,6 +107,10 @@ def feedback(record: Mapping[str, Any], *, source: str, at: datetime) -> Feedbac
         kept: Any = _qualified(record, thumb(value))
     elif sort == "rating":
         kept = _qualified(record, rating(record, value))
+    elif sort == "label":
+        if not isinstance(value, str) or not value.strip():
+            raise Rejected(f"a label is {kind(value) if value != '' else 'empty'}, not text")
+        kept = _qualified(record, value)
     elif sort == "correction":
         kept = assistant_message(value)
     elif sort == "preference":
@@ -113,7 +118,7 @@ def feedback(record: Mapping[str, Any], *, source: str, at: datetime) -> Feedbac
             raise Rejected("a preference's value is not {chosen, rejected}")
         kept = {side: assistant_message(value[side]) for side in ("chosen", "rejected")}
     else:
-        raise Rejected(f"feedback kind is {sort!r}, known are thumb, rating, correction, preference")
+        raise Rejected(f"feedback kind is {sort!r}, known are thumb, rating, correction, preference, label")
     return Feedback(
         source=source,
         external_id=name(record, "id") or digest(record),
@@ -148,7 +153,7 @@ def rating(record: Mapping[str, Any], value: Any) -> float:
     return score
 
 
-def _qualified(record: Mapping[str, Any], value: float) -> Any:
+def _qualified(record: Mapping[str, Any], value: float | str) -> Any:
     target = name(record, "target")
     more = {
         "metric": name(record, "metric"),

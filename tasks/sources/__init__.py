@@ -1,5 +1,10 @@
 """The menu of sources: one line a place that telemetry and feedback come from."""
 
-from tasks.sources.jsonl import JSONL
+from typing import Annotated
 
-Source = JSONL
+from pydantic import Field
+
+from tasks.sources.jsonl import JSONL
+from tasks.sources.otel import OTel
+
+Source = Annotated[JSONL | OTel, Field(discriminator="name")]

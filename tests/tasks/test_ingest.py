@@ -22,7 +22,7 @@ from infra.database.session import session
 from infra.database.tables import Base, Cursor, Feedback, Interaction, Quarantine
 from infra.settings import SetupError
 from tasks.ingest import ingest, workloads
-from tasks.sources import Source
+from tasks.sources.jsonl import JSONL
 from tests.conftest import living_in
 from tests.tasks.sources.test_jsonl import record, text
 
@@ -79,11 +79,11 @@ def test_every_row_of_any_mix_is_accounted_for_and_reading_again_adds_nothing(
             content = b"\n".join(lines) + b"\n"
             (Path(folder) / f"{n}.jsonl").write_bytes(gzip.compress(content) if zipped else content)
         rows = sum(1 for lines in files for line in lines if line.strip())
-        source = Source((folder,))
+        source = JSONL((folder,))
         try:
             counts = ingest(source)
         except SetupError as problem:
-            assert "nothing in" in str(problem) or "blank lines" in str(problem)
+            assert "nothing in" in str(problem) or "no record" in str(problem)
             assert not count(Interaction) and not count(Feedback) and bool(count(Quarantine)) == bool(rows)
             return
         assert counts["rows"] == rows == total(counts)
@@ -97,7 +97,7 @@ def test_every_row_of_any_mix_is_accounted_for_and_reading_again_adds_nothing(
 
 def test_mixed_files_are_stored_in_both_databases(database: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(thumb(2, -1) + text(1, 2) + b"not json\n" + text(1) + thumb(1))
-    counts = ingest(Source((str(tmp_path / "a.jsonl"),)))
+    counts = ingest(JSONL((str(tmp_path / "a.jsonl"),)))
     assert {k: counts[k] for k in ("rows", "interactions", "feedback", "duplicates", "quarantined")} == {
         "rows": 6, "interactions": 2, "feedback": 2, "duplicates": 1, "quarantined": 1,
     }  # fmt: skip
@@ -115,17 +115,17 @@ def test_mixed_files_are_stored_in_both_databases(database: str, tmp_path: Path)
 def test_a_copy_under_another_name_adds_nothing(database: str, tmp_path: Path) -> None:
     nameless = [{k: v for k, v in record(n).items() if k != "id"} for n in range(3)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nameless) + "junk\n")
-    ingest(Source((str(tmp_path / "a.jsonl"),)))
+    ingest(JSONL((str(tmp_path / "a.jsonl"),)))
     before = stored()
     (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
-    counts = ingest(Source((str(tmp_path / "b.jsonl"),)))
+    counts = ingest(JSONL((str(tmp_path / "b.jsonl"),)))
     assert (counts["duplicates"], counts["quarantined"]) == (3, 1) and stored() == before
 
 
 def test_two_ingests_at_once_add_each_row_once(database: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(text(*range(3000)) + b"".join(thumb(n) for n in range(500)) + b"junk\n")
-    code = "import sys, json\nfrom tasks.ingest import ingest\nfrom tasks.sources import Source\n" + (
-        "print(json.dumps(ingest(Source((sys.argv[1],)))))"
+    code = "import sys, json\nfrom tasks.ingest import ingest\nfrom tasks.sources.jsonl import JSONL\n" + (
+        "print(json.dumps(ingest(JSONL((sys.argv[1],)))))"
     )
     children = [
         subprocess.Popen(
@@ -145,11 +145,11 @@ def test_two_ingests_at_once_add_each_row_once(database: str, tmp_path: Path) ->
 def test_a_killed_ingest_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(text(*range(4000)))
     code = (
-        "import sys, time\nimport tasks.ingest\nfrom tasks.sources import Source\n"
+        "import sys, time\nimport tasks.ingest\nfrom tasks.sources.jsonl import JSONL\n"
         "def slow(done, total, what):\n    print(done, flush=True)\n    time.sleep(60)\n"
-        "tasks.ingest.ingest(Source((sys.argv[1],)), progress=slow)"
+        "tasks.ingest.ingest(JSONL((sys.argv[1],)), progress=slow)"
     )
-    source = Source((str(tmp_path / "a.jsonl"),))
+    source = JSONL((str(tmp_path / "a.jsonl"),))
     with living_in(tmp_path / "killed", TEACHER=""):
         child = subprocess.Popen(
             [sys.executable, "-c", code, source.paths[0]], cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE
@@ -181,7 +181,7 @@ def test_a_batch_and_its_cursor_are_one_transaction(
 
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(tasks.ingest, "move_cursor", fail)
-        ingest(Source((str(tmp_path / "a.jsonl"),)))
+        ingest(JSONL((str(tmp_path / "a.jsonl"),)))
     assert not count(Interaction) and not count(Cursor)
 
 
@@ -189,16 +189,16 @@ def test_records_without_workload_leave_quarantine_when_it_is_named(database: st
     rows = [{k: record(n)[k] for k in ("request", "response")} for n in range(3)]
     file = tmp_path / "bare.jsonl"
     file.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode() + thumb(1))
-    counts = ingest(Source((str(file),)))
+    counts = ingest(JSONL((str(file),)))
     assert counts["quarantined"] == 3 and "`workload` option" in counts["problems"][0]
-    counts = ingest(Source((str(file),), workload="shop"))
+    counts = ingest(JSONL((str(file),), workload="shop"))
     assert (counts["interactions"], counts["duplicates"], counts["quarantined"]) == (3, 1, 0)
     assert workloads() == ["shop"] and count(Quarantine) == 0
 
 
 def test_an_id_that_is_taken_is_kept_in_quarantine_not_dropped(database: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(record(1)) + "\n" + json.dumps({**record(2), "id": "1"}) + "\n")
-    counts = ingest(Source((str(tmp_path / "a.jsonl"),)))
+    counts = ingest(JSONL((str(tmp_path / "a.jsonl"),)))
     assert (counts["interactions"], counts["quarantined"]) == (1, 1)
     assert "id '1' is that of another record" in counts["problems"][0]
 
@@ -206,7 +206,7 @@ def test_an_id_that_is_taken_is_kept_in_quarantine_not_dropped(database: str, tm
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"\n \n\n", "only blank lines"),
+        (b"\n \n\n", "no record in"),
         (bytes(range(256)) * 40, "could be understood"),
         (b'{"request": {"messages": [{"role": "user", "content": "x"}]}, "expected": {}}\n', "never trains"),
         (gzip.compress(text(*range(50)))[:10], "breaks off"),
@@ -218,7 +218,7 @@ def test_a_file_that_says_nothing_is_one_line_and_its_bytes_are_kept(
     (tmp_path / "a.jsonl").write_bytes(content)
     for _ in range(2):
         with pytest.raises(SetupError, match=said) as caught:
-            ingest(Source((str(tmp_path / "a.jsonl"),)))
+            ingest(JSONL((str(tmp_path / "a.jsonl"),)))
         assert "a.jsonl" in str(caught.value) and "\n" not in str(caught.value)
     assert bool(count(Quarantine)) == bool(content.strip())
 
@@ -226,7 +226,7 @@ def test_a_file_that_says_nothing_is_one_line_and_its_bytes_are_kept(
 def test_a_50_mb_line_costs_one_quarantined_row(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(text(1) + b'{"request": "' + b"x" * (50 << 20) + b'"}\n' + text(2))
-    counts = ingest(Source((str(file),)))
+    counts = ingest(JSONL((str(file),)))
     assert (counts["rows"], counts["interactions"], counts["quarantined"]) == (3, 2, 1)
     with session(write=False) as db:
         assert len(db.scalars(select(Quarantine.raw)).one()) == 64 << 10
@@ -245,7 +245,7 @@ def test_real_traffic_is_ingested_to_the_row(home: Path, shared: Path, name: str
     telemetry, interactions, opinions, said = SHARED_ROWS[name]
     paths = [str(shared / name / pattern) for pattern in (opinions, telemetry) if pattern]
     started = time.monotonic()
-    counts = ingest(Source(tuple(paths)))
+    counts = ingest(JSONL(tuple(paths)))
     assert time.monotonic() - started < 60
     assert counts["rows"] == interactions + said == total(counts)
     assert (counts["interactions"], counts["feedback"]) == (interactions, said)
@@ -255,5 +255,5 @@ def test_real_traffic_is_ingested_to_the_row(home: Path, shared: Path, name: str
 
 
 def test_a_whole_folder_with_its_golden_file_keeps_the_golden_out(home: Path, shared: Path) -> None:
-    counts = ingest(Source((str(shared / "fsi_news"),)))
+    counts = ingest(JSONL((str(shared / "fsi_news"),)))
     assert (counts["rows"], counts["interactions"], counts["quarantined"]) == (1525, 500, 1025)

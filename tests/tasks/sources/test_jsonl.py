@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.settings import SetupError
-from tasks.sources.jsonl import JSONL, KEPT_OF_LONGER, LONGEST_LINE, Entry, _lines
+from tasks.sources.files import KEPT_OF_LONGER, LONGEST_LINE, Entry, lines
+from tasks.sources.jsonl import JSONL
 
 
 def record(n: int) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def test_lines_are_those_of_the_file_however_it_is_cut_into_blocks(parts: list[b
             return super().read(size)
 
     whole = b"\n".join(parts) + (b"\n" if ended else b"")
-    found = list(_lines(Slow(whole), before := hashlib.sha256()))
+    found = list(lines(Slow(whole), before := hashlib.sha256()))
     assert b"".join(line.raw + b"\n" * line.ended for line in found) == whole
     assert sum(line.size for line in found) == len(whole)
     assert before.hexdigest() == hashlib.sha256(whole).hexdigest()

@@ -1,0 +1,288 @@
+"""Files of records, plain or gzipped: found, cut into records, and read on from where they were left.
+
+Files are read in blocks, so that neither a huge file nor a huge line needs memory. The cursor of a file is a byte
+offset in its text and the digest of what lies before it: a log that has grown is read from there, a file that was
+changed from its start.
+"""
+
+import glob
+import gzip
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from infra.database.records import Row
+from infra.settings import SetupError
+
+LONGEST_LINE = 16 << 20
+LONGEST_FILE = 256 << 20  # of one that is a single document
+KEPT_OF_LONGER = 64 << 10
+BLOCK = 256 << 10
+
+
+class Parsed(NamedTuple):
+    """A record: the bytes to keep if it is none, the row that it is, or the reason why it is none."""
+
+    raw: bytes
+    row: Row | None
+    reason: str = ""
+
+
+Cut = Callable[[Any, Any], Iterator["Line"]]
+"""(stream, sha256 of what was read) -> the pieces that follow; the hash takes in a piece before it is given out."""
+
+
+class Layout(Protocol):
+    """What a source of files says of their insides.
+
+    Attributes:
+        name: Of the kind of source.
+        workload: Of records that name none.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def workload(self) -> str: ...
+
+    def cut(self, head: bytes) -> "Cut":
+        """How a file that begins with `head` is cut into pieces."""
+
+    def parse(self, raw: bytes, at: datetime) -> Iterator[Parsed]:
+        """The records in a piece; `at` is the time of those that have none."""
+
+
+def find(paths: tuple[str, ...], suffixes: tuple[str, ...]) -> list[Path]:
+    """The files that paths name, each once: files, folders (all with one of these suffixes) and glob patterns.
+
+    Raises:
+        SetupError: A path does not exist, is empty, or is a folder without such files.
+    """
+    return list({file.resolve(): None for path in paths for file in _files(path, suffixes)})
+
+
+def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
+    given = Path(path).expanduser()
+    if given.is_dir():
+        files = sorted(file for file in given.rglob("*") if file.name.endswith(suffixes) and file.is_file())
+        if not files:
+            raise SetupError(
+                f"folder {path!r} has no file that ends in {', '.join(suffixes)}; name the files themselves"
+            )
+        if not any(file.stat().st_size for file in files):
+            raise SetupError(f"folder {path!r} has only empty files, {len(files)} of them; give files with records")
+        return files
+    if given.exists():
+        if given.is_file() and not given.stat().st_size:
+            raise SetupError(f"file {path!r} is empty; give a file with at least one record")
+        return [given]
+    matched = sorted(Path(match) for match in glob.glob(str(given), recursive=True) if Path(match).is_file())
+    if not matched:
+        raise SetupError(f"path {path!r} does not exist; give a file, a folder or a glob pattern")
+    return matched
+
+
+class Entry(NamedTuple):
+    """One record as read: a row, or the reason why it is none.
+
+    Attributes:
+        where: File and line.
+        raw: Its bytes; of one that is too long the first.
+        digest: sha256 of all its bytes.
+        row: What it says.
+        reason: Why it cannot be understood; empty where it can.
+        position: The cursor after it; None where more of its line is to come.
+        done: Bytes of the file that have been read.
+    """
+
+    where: str
+    raw: bytes
+    digest: str
+    row: Row | None
+    reason: str
+    position: dict[str, Any] | None
+    done: int
+
+
+class LogFile:
+    """One file of a source, with a cursor of its own.
+
+    Attributes:
+        skipped: After `read`: rows before the position that it went on from.
+    """
+
+    def __init__(self, path: Path, spec: Layout) -> None:
+        self.path, self.spec = path, spec
+        self.cursor = f"{spec.name}:{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
+        self.size = path.stat().st_size
+        self.skipped = 0
+
+    def read(self, position: Mapping[str, Any] | None) -> Iterator[Entry]:
+        """The records after `position`, or all where the file does not begin as it did then.
+
+        Raises:
+            SetupError: The file cannot be opened.
+        """
+        try:
+            with self.path.open("rb") as file:
+                yield from self._entries(file, position)
+        except (PermissionError, IsADirectoryError) as problem:
+            raise SetupError(
+                f"file {str(self.path)!r} cannot be read ({problem.strerror}); check its rights"
+            ) from problem
+
+    def _entries(self, file: BinaryIO, position: Mapping[str, Any] | None) -> Iterator[Entry]:
+        written = datetime.fromtimestamp(self.path.stat().st_mtime, UTC)
+        cut = self.spec.cut(_head(_text(file)))
+        file.seek(0)
+        stream, before = _text(file), hashlib.sha256()
+        offset = number = rows = 0
+        if position and position["workload"] == self.spec.workload and _goes_on(stream, position, before):
+            offset, number, rows = position["offset"], position["line"], position["rows"]
+            self.skipped = rows
+        else:
+            file.seek(0)
+            stream, before = _text(file), hashlib.sha256()
+        for line in cut(stream, before):
+            number += 1
+            offset += line.size
+            if not line.raw.strip() and not line.problem:
+                continue
+            where = f"{self.path}:{number}"
+            parsed = [Parsed(line.raw, None, line.problem)]
+            if not line.problem:
+                parsed = list(self.spec.parse(line.raw, written))
+            reached = {"offset": offset, "line": number, "rows": rows + len(parsed), "digest": before.hexdigest()}
+            after = {**reached, "workload": self.spec.workload} if line.ended else None
+            for record in parsed:
+                rows += 1
+                same = record.raw is line.raw
+                digest = line.digest if same else hashlib.sha256(record.raw).hexdigest()
+                last = after if rows == reached["rows"] else None
+                yield Entry(where, record.raw, digest, record.row, record.reason, last, file.tell())
+
+
+class Line(NamedTuple):
+    """A line without its newline: `size` bytes in the file with it, `ended` if it has one, `problem` if unreadable.
+
+    Files of other pieces than lines give those out as lines.
+    """
+
+    raw: bytes
+    size: int
+    digest: str
+    ended: bool
+    problem: str
+
+
+def _text(file: BinaryIO) -> Any:
+    """The file, or what is gzipped in it; told by its first bytes, whatever its name."""
+    magic = file.read(2)
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if magic == b"\x1f\x8b" else file
+
+
+def _head(stream: Any) -> bytes:
+    """The first bytes; none where they cannot be read."""
+    try:
+        return bytes(stream.read(KEPT_OF_LONGER))
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+def _goes_on(stream: Any, position: Mapping[str, Any], before: Any) -> bool:
+    """Whether the first `offset` bytes are still those that were read; `before` has taken them in."""
+    left = int(position["offset"])
+    try:
+        while left and (block := stream.read(min(BLOCK, left))):
+            before.update(block)
+            left -= len(block)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return not left and before.hexdigest() == position["digest"]
+
+
+def _blocks(stream: Any) -> Iterator[bytes | Exception]:
+    """Blocks of text, and last, if a gzip stream breaks off, why."""
+    read = stream.read1 if isinstance(stream, gzip.GzipFile) else stream.read
+    try:
+        while block := read(BLOCK):
+            yield block
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        yield problem
+
+
+def lines(stream: Any, before: Any) -> Iterator[Line]:
+    """A `Cut`: lines in order; `before` takes in every byte of a line before the line is given out."""
+    kept, size, whole = bytearray(), 0, hashlib.sha256()
+    broken: Exception | None = None
+
+    def line(ended: bool) -> Line:
+        problem = f"a line of {size} bytes is over {LONGEST_LINE}; its first are kept" if size > LONGEST_LINE else ""
+        return Line(bytes(kept), size + ended, whole.hexdigest(), ended, problem)
+
+    for block in _blocks(stream):
+        if isinstance(block, Exception):
+            broken = block
+            break
+        *ended, rest = block.split(b"\n")
+        for piece, end in [(piece, True) for piece in ended] + [(rest, False)]:
+            size += len(piece)
+            kept += piece
+            if size > LONGEST_LINE:
+                del kept[KEPT_OF_LONGER:]
+            whole.update(piece)
+            before.update(piece + b"\n" if end else piece)
+            if end:
+                yield line(True)
+                kept, size, whole = bytearray(), 0, hashlib.sha256()
+    if broken is not None:
+        yield Line(bytes(kept[:KEPT_OF_LONGER]), size, before.hexdigest(), False, _broken(broken))
+    elif size:
+        yield line(False)
+
+
+def whole(stream: Any, before: Any) -> Iterator[Line]:
+    """A `Cut`: the file as one piece."""
+    raw = bytearray()
+    for block in _blocks(stream):
+        if isinstance(block, Exception):
+            yield Line(bytes(raw[:KEPT_OF_LONGER]), len(raw), before.hexdigest(), False, _broken(block))
+            return
+        before.update(block)
+        raw += block
+        if len(raw) > LONGEST_FILE:
+            problem = _too_long("file", LONGEST_FILE)
+            yield Line(bytes(raw[:KEPT_OF_LONGER]), len(raw), before.hexdigest(), False, problem)
+            return
+    if raw:
+        yield Line(bytes(raw), len(raw), before.hexdigest(), True, "")
+
+
+def framed(stream: Any, before: Any) -> Iterator[Line]:
+    """A `Cut`: pieces with their length in front, 4 bytes, the most significant first."""
+    try:
+        while head := stream.read(4):
+            size = int.from_bytes(head, "big")
+            if size > LONGEST_LINE:
+                yield Line(head, 4, hashlib.sha256(head).hexdigest(), False, _too_long("message", LONGEST_LINE))
+                return
+            raw = stream.read(size)
+            before.update(head + raw)
+            short = len(head) < 4 or len(raw) < size
+            problem = "the file breaks off within a message; what came before is stored" if short else ""
+            yield Line(raw, 4 + size, hashlib.sha256(raw).hexdigest(), not short, problem)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        yield Line(b"", 0, before.hexdigest(), False, _broken(problem))
+
+
+def _broken(problem: Exception) -> str:
+    return f"the gzip stream breaks off here ({problem}); what came before is stored"
+
+
+def _too_long(what: str, limit: int) -> str:
+    return f"a {what} is over {limit} bytes; its first are kept"

@@ -1,0 +1,79 @@
+"""OpenTelemetry's traces and logs as files: what the collector's file exporter writes, or bodies of OTLP/HTTP.
+
+| a file                              | is cut into                                                        |
+|-------------------------------------|--------------------------------------------------------------------|
+| JSON, an export request a line      | lines                                                              |
+| JSON over several lines             | one document                                                       |
+| protobuf, lengths in front          | messages, as the exporter writes them with `format: proto`         |
+| protobuf                            | one request                                                        |
+
+What of it is a record, and which conventions are read, is in `infra/telemetry/genai.py`. Spans and log records about
+other things are no rows. Events that make up one call must lie in one request, as an exporter sends them.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from infra.database.messages import Rejected
+from infra.database.records import parse
+from infra.telemetry import otlp
+from infra.telemetry.genai import records
+from tasks.sources.files import Cut, LogFile, Parsed, find, framed, lines, whole
+from tasks.sources.jsonl import loads
+
+SUFFIXES = tuple(f".{kind}{packed}" for kind in ("json", "jsonl", "ndjson", "pb", "binpb") for packed in ("", ".gz"))
+IS_JSON = re.compile(rb"\s*\{\s*[\"}]")
+
+
+@dataclass(frozen=True)
+class OTel:
+    """Files of OpenTelemetry traces and logs with GenAI, OpenLLMetry or OpenInference attributes.
+
+    Attributes:
+        paths: Files, folders (all that end in .json, .jsonl, .ndjson, .pb, .binpb, plain or .gz) or glob patterns.
+        workload: The workload of calls that name none; without it, the resource's `service.name`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    paths: Annotated[tuple[str, ...], Field(min_length=1, description="Files, folders or glob patterns")]
+    name: Literal["otel"] = "otel"
+    workload: Annotated[str, Field(description="Workload of calls that name none; else service.name")] = ""
+
+    def parts(self) -> list[LogFile]:
+        """The files, each once.
+
+        Raises:
+            SetupError: A path does not exist, is empty, or is a folder without such files.
+        """
+        return [LogFile(file, self) for file in find(self.paths, SUFFIXES)]
+
+    def cut(self, head: bytes) -> Cut:
+        """By what it begins with."""
+        if IS_JSON.match(head):
+            first, broken, _ = head.strip().partition(b"\n")
+            return whole if broken and not first.rstrip().endswith(b"}") else lines
+        return whole if head[:1] == b"\n" else framed  # field 1 of a request; a length under 167 MB begins otherwise
+
+    def parse(self, raw: bytes, at: datetime) -> Iterator[Parsed]:
+        """The records of a request."""
+        try:
+            document = loads(raw) if IS_JSON.match(raw) else otlp.decode(raw, otlp.signal_of(raw))
+            found = list(records(otlp.read(document), self.workload))
+        except Rejected as problem:
+            yield Parsed(raw, None, str(problem))
+            return
+        for record, origin in found:
+            own = json.dumps(origin).encode()
+            try:
+                if isinstance(record, Rejected):
+                    raise record
+                yield Parsed(own, parse(record, source=self.name, at=at, workload=self.workload))
+            except Rejected as problem:
+                yield Parsed(own, None, str(problem))
