@@ -4,6 +4,7 @@
                                 with the prefix that the champion was trained on, the teacher does
     POST /v1/feedback           {"record_id", "kind": thumb | rating | correction | preference | label, "value"}, where
                                 record_id is the id of the answer
+    POST /v1/traces, /v1/logs   OpenTelemetry (OTLP/HTTP): calls of models, and evaluations of them
     GET  /v1/models             which workloads are served, and by which version
     GET  /healthz
 
@@ -35,6 +36,8 @@ from infra.database.records import store
 from infra.database.session import session
 from infra.engines import Engine, load
 from infra.settings import SetupError, settings
+from infra.telemetry.otlp import Signal
+from infra.telemetry.receiver import receive
 
 log = logging.getLogger("flywheel.gateway")
 SOURCE = "gateway"
@@ -342,6 +345,19 @@ def create_app(teacher: Engine | str | None = None) -> FastAPI:
     async def feedback(request: Request) -> dict[str, str]:
         body = await body_of(request)
         return {"id": await run_in_threadpool(gateway.feedback, body)}
+
+    @app.post("/v1/traces")
+    async def traces(request: Request) -> Response:
+        return await telemetry(request, "traces")
+
+    @app.post("/v1/logs")
+    async def logs(request: Request) -> Response:
+        return await telemetry(request, "logs")
+
+    async def telemetry(request: Request, signal: Signal) -> Response:
+        kind, encoding = (request.headers.get(f"content-{name}", "") for name in ("type", "encoding"))
+        answer = await run_in_threadpool(receive, await request.body(), signal, kind, encoding)
+        return Response(answer.body, answer.status, media_type=answer.media_type)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import select
 
-from infra.database.records import move_cursor, quarantine, release, store
+from infra.database.records import accept, move_cursor
 from infra.database.session import session
-from infra.database.tables import Cursor, Interaction, Quarantine
+from infra.database.tables import Cursor, Interaction
 from infra.settings import SetupError
 from tasks.sources import Source
 from tasks.sources.files import Entry, LogFile
@@ -88,33 +88,18 @@ def write(
         counts, workloads, problems: The report, which is added to.
         bad: Rows of this part that went to quarantine before.
     """
-    source = part.spec.name
     with session() as db:
-        good = [entry for entry in batch if entry.row is not None]
-        rows = [entry.row for entry in good if entry.row is not None]
-        outcomes = store(db, rows)
-        refused = [entry for entry in batch if entry.row is None]
-        for entry, outcome in zip(good, outcomes, strict=True):
-            if outcome == "conflict" and entry.row is not None:
-                taken = f"id {entry.row.external_id!r} is that of another record; give each its own id, or none"
-                refused.append(entry._replace(reason=taken))
-        kept = [
-            Quarantine(source=source, position=entry.where, digest=entry.digest, raw=entry.raw, reason=entry.reason)
-            for entry in refused
-        ]
-        quarantine(db, kept)
-        if db.scalar(select(Quarantine.id).where(Quarantine.source == source).limit(1)):
-            fine = [entry.digest for entry, outcome in zip(good, outcomes, strict=True) if outcome != "conflict"]
-            release(db, source, sorted(fine))
+        fates = accept(db, part.spec.name, batch)
+        refused = [(entry.where, reason) for entry, (fate, reason) in zip(batch, fates, strict=True) if reason]
         if reached := [entry.position for entry in batch if entry.position]:
             move_cursor(db, part.cursor, {**reached[-1], "quarantined": bad + len(refused), "path": str(part.path)})
-    new = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome == "stored"]
+    new = [entry.row for entry, (fate, _) in zip(batch, fates, strict=True) if fate == "stored"]
     fresh = [row for row in new if isinstance(row, Interaction)]
     workloads.update(row.workload for row in fresh)
-    problems += [f"{entry.where}: {entry.reason}" for entry in refused][: max(0, 5 - len(problems))]
+    problems += [f"{where}: {reason}" for where, reason in refused][: max(0, 5 - len(problems))]
     counts.update(
         rows=len(batch), interactions=len(fresh), feedback=len(new) - len(fresh), quarantined=len(refused),
-        duplicates=outcomes.count("duplicate"),
+        duplicates=[fate for fate, _ in fates].count("duplicate"),
     )  # fmt: skip
     return len(refused)
 

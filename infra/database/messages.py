@@ -5,6 +5,7 @@ chunks, roles under other names. Kept is what the OpenAI API itself says: `argum
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -184,3 +185,30 @@ def kind(value: Any) -> str:
         return "null"
     names = {bool: "a truth value", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
+
+
+def loads(raw: bytes) -> Any:
+    """JSON without NaN and Infinity, which no database stores.
+
+    Raises:
+        Rejected: It is none.
+    """
+    try:
+        return json.loads(raw, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError as problem:
+        raise Rejected("no JSON: nested too deeply") from problem
+    except Rejected:
+        raise
+    except ValueError as problem:
+        raise Rejected(f"no JSON: {problem}") from problem
+
+
+def _refuse(constant: str) -> Any:
+    raise Rejected(f"no JSON: {constant} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise Rejected(f"no JSON: {text[:40]} is no finite number")
+    return value

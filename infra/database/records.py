@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 from sqlalchemy import Table, delete, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
@@ -21,8 +21,32 @@ from infra.database.tables import Cursor, Feedback, Interaction, Quarantine, now
 
 Row = Interaction | Feedback
 Outcome = Literal["stored", "duplicate", "conflict"]
+Fate = Literal["stored", "duplicate", "quarantined"]
 LONGEST_NAME = 512  # PostgreSQL indexes no more than 2,700 bytes
 CHUNK = 200
+
+
+class Parsed(NamedTuple):
+    """What became of a record: the row that it is, or the reason why it is none and the bytes to keep of it."""
+
+    raw: bytes
+    row: Row | None
+    reason: str = ""
+
+
+class Found(Protocol):
+    """A record as it was found: `Parsed`, with its place in the source and the sha256 of its bytes."""
+
+    @property
+    def where(self) -> str: ...
+    @property
+    def raw(self) -> bytes: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def row(self) -> Row | None: ...
+    @property
+    def reason(self) -> str: ...
 
 
 def parse(record: Any, *, source: str, at: datetime, workload: str = "") -> Row:
@@ -229,6 +253,32 @@ def opening(workload: str, client: str | None, request: dict[str, Any], response
     later = [message for message in said[first:] if message["role"] == "assistant"]
     answer = later[0] if later else {}
     return digest([workload, client, said[first].get("content"), answer.get("content"), answer.get("tool_calls")])[:32]
+
+
+def accept(db: Session, source: str, found: Sequence[Found]) -> list[tuple[Fate, str]]:
+    """Store what is a row, keep the rest in quarantine, and let out of it what has been understood since.
+
+    Returns what became of each record, in order, and of one that lies in quarantine why.
+    """
+    good = [entry.row for entry in found if entry.row is not None]
+    outcomes = iter(store(db, good))
+    fates: list[tuple[Fate, str]] = []
+    kept, fine = [], []
+    for entry in found:
+        outcome = next(outcomes) if entry.row is not None else "conflict"
+        if outcome != "conflict":
+            fates.append((outcome, ""))
+            fine.append(entry.digest)
+            continue
+        reason = entry.reason
+        if entry.row is not None:
+            reason = f"id {entry.row.external_id!r} is that of another record; give each its own id, or none"
+        fates.append(("quarantined", reason))
+        kept.append(Quarantine(source=source, position=entry.where, digest=entry.digest, raw=entry.raw, reason=reason))
+    quarantine(db, kept)
+    if db.scalar(select(Quarantine.id).where(Quarantine.source == source).limit(1)):
+        release(db, source, sorted(fine))
+    return fates
 
 
 def store(db: Session, rows: Sequence[Row]) -> list[Outcome]:

@@ -29,11 +29,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
 
 from infra.database.messages import Rejected
-from infra.telemetry.otlp import Attributes, Event, Span, parsed
+from infra.database.records import Parsed, parse
+from infra.telemetry.otlp import Attributes, Event, Span, parsed, read
 
+SOURCE: Literal["otel"] = "otel"
 Record = dict[str, Any]
 Message = dict[str, Any]
 
@@ -67,14 +70,30 @@ NO_CONTENT = (
 FINISHED = {"tool_call": "tool_calls", "tool_use": "tool_calls", "end_turn": "stop", "max_tokens": "length"}
 
 
-class Found(NamedTuple):
+class Call(NamedTuple):
     """A record, or why there is none, and the OTLP document it comes from."""
 
     record: Record | Rejected
     origin: dict[str, Any]
 
 
-def records(found: Iterable[Span | Event], workload: str = "") -> Iterator[Found]:
+def rows(document: Any, at: datetime, workload: str = "") -> Iterator[Parsed]:
+    """The records of an OTLP JSON document; `at` is the time of those that have none.
+
+    Raises:
+        Rejected: It is no such document.
+    """
+    for record, origin in list(records(read(document), workload)):
+        own = json.dumps(origin).encode()
+        try:
+            if isinstance(record, Rejected):
+                raise record
+            yield Parsed(own, parse(record, source=SOURCE, at=at, workload=workload))
+        except Rejected as problem:
+            yield Parsed(own, None, str(problem))
+
+
+def records(found: Iterable[Span | Event], workload: str = "") -> Iterator[Call]:
     """What is a record among spans and events, in order, in the form that `infra.database.records.parse` takes.
 
     `workload` is that of calls which name none. A call whose messages cannot be understood comes out as the reason, so
@@ -107,13 +126,13 @@ def is_call(said: Attributes) -> bool:
     return "gen_ai.request.model" in said or any(key.startswith("gen_ai.prompt.") for key in said)
 
 
-def _tried(make: Callable[..., Record], of: Span | Event, *more: str) -> Found:
+def _tried(make: Callable[..., Record], of: Span | Event, *more: str) -> Call:
     try:
-        return Found(make(of, *more), of.origin)
+        return Call(make(of, *more), of.origin)
     except Rejected as problem:
-        return Found(Rejected(f"{_named(of)}: {problem}"), of.origin)
+        return Call(Rejected(f"{_named(of)}: {problem}"), of.origin)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
-        return Found(Rejected(f"{_named(of)}: {problem!r}"), of.origin)
+        return Call(Rejected(f"{_named(of)}: {problem!r}"), of.origin)
 
 
 def _named(of: Span | Event) -> str:

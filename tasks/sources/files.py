@@ -14,21 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from infra.database.records import Row
+from infra.database.records import Parsed, Row
 from infra.settings import SetupError
 
 LONGEST_LINE = 16 << 20
 LONGEST_FILE = 256 << 20  # of one that is a single document
 KEPT_OF_LONGER = 64 << 10
 BLOCK = 256 << 10
-
-
-class Parsed(NamedTuple):
-    """A record: the bytes to keep if it is none, the row that it is, or the reason why it is none."""
-
-    raw: bytes
-    row: Row | None
-    reason: str = ""
 
 
 Cut = Callable[[Any, Any], Iterator["Line"]]

@@ -1,17 +1,15 @@
 """Log files of JSON lines: a line is a record (see `infra/database/records.py`), a blank line is none."""
 
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from infra.database.messages import Rejected
-from infra.database.records import parse
-from tasks.sources.files import Cut, LogFile, Parsed, find, lines
+from infra.database.messages import Rejected, loads
+from infra.database.records import Parsed, parse
+from tasks.sources.files import Cut, LogFile, find, lines
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 
@@ -50,30 +48,3 @@ class JSONL:
             yield Parsed(raw, parse(record, source=self.name, at=at, workload=self.workload))
         except Rejected as problem:
             yield Parsed(raw, None, str(problem))
-
-
-def loads(raw: bytes) -> Any:
-    """JSON without NaN and Infinity, which no database stores.
-
-    Raises:
-        Rejected: It is none.
-    """
-    try:
-        return json.loads(raw, parse_constant=_refuse, parse_float=_finite)
-    except RecursionError as problem:
-        raise Rejected("no JSON: nested too deeply") from problem
-    except Rejected:
-        raise
-    except ValueError as problem:
-        raise Rejected(f"no JSON: {problem}") from problem
-
-
-def _refuse(constant: str) -> Any:
-    raise Rejected(f"no JSON: {constant} is no number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise Rejected(f"no JSON: {text[:40]} is no finite number")
-    return value

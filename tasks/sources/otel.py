@@ -11,7 +11,6 @@ What of it is a record, and which conventions are read, is in `infra/telemetry/g
 other things are no rows. Events that make up one call must lie in one request, as an exporter sends them.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from infra.database.messages import Rejected
-from infra.database.records import parse
+from infra.database.messages import Rejected, loads
+from infra.database.records import Parsed
 from infra.telemetry import otlp
-from infra.telemetry.genai import records
-from tasks.sources.files import Cut, LogFile, Parsed, find, framed, lines, whole
-from tasks.sources.jsonl import loads
+from infra.telemetry.genai import SOURCE, rows
+from tasks.sources.files import Cut, LogFile, find, framed, lines, whole
 
 SUFFIXES = tuple(f".{kind}{packed}" for kind in ("json", "jsonl", "ndjson", "pb", "binpb") for packed in ("", ".gz"))
 IS_JSON = re.compile(rb"\s*\{\s*[\"}]")
@@ -43,7 +41,7 @@ class OTel:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     paths: Annotated[tuple[str, ...], Field(min_length=1, description="Files, folders or glob patterns")]
-    name: Literal["otel"] = "otel"
+    name: Literal["otel"] = SOURCE
     workload: Annotated[str, Field(description="Workload of calls that name none; else service.name")] = ""
 
     def parts(self) -> list[LogFile]:
@@ -65,15 +63,6 @@ class OTel:
         """The records of a request."""
         try:
             document = loads(raw) if IS_JSON.match(raw) else otlp.decode(raw, otlp.signal_of(raw))
-            found = list(records(otlp.read(document), self.workload))
+            yield from rows(document, at, self.workload)
         except Rejected as problem:
             yield Parsed(raw, None, str(problem))
-            return
-        for record, origin in found:
-            own = json.dumps(origin).encode()
-            try:
-                if isinstance(record, Rejected):
-                    raise record
-                yield Parsed(own, parse(record, source=self.name, at=at, workload=self.workload))
-            except Rejected as problem:
-                yield Parsed(own, None, str(problem))
