@@ -157,6 +157,11 @@ def assembled(chunks: Iterable[Any]) -> dict[str, Any]:
             choice = choices.setdefault(index, {"index": index, "message": {"role": "assistant", "content": None}})
             if part.get("finish_reason"):
                 choice["finish_reason"] = part["finish_reason"]
+            if isinstance(said := part.get("logprobs"), dict):
+                kept = choice.setdefault("logprobs", {})
+                for name, tokens in said.items():
+                    if isinstance(tokens, list):
+                        kept[name] = [*(kept.get(name) or []), *tokens]
             _extend(choice["message"], delta)
     if not choices:
         raise Rejected("a streamed response has no chunk with choices")

@@ -14,8 +14,9 @@
 The first line of which a span has anything is read. A span that is no call of a chat or text model (a tool, an agent, a
 retrieval, an embedding) is no record. The id of a record is the response's; where there is none, the span's.
 
-An event `gen_ai.evaluation.result` is feedback on the response it names, or else on the span it belongs to. A label
-that is plainly good or bad is a thumb; a number is a rating of the metric it is called by, on a scale nobody knows.
+An event `gen_ai.evaluation.result` is feedback on the response it names, or else on the call whose span it belongs to
+(the id of whose response is known only where both come in one request). A label that is plainly good or bad is a thumb;
+a number is a rating of the metric it is called by, on a scale nobody knows.
 
 The workload is the attribute `flywheel.workload` of the span or of its resource, else what the reader is told, else the
 resource's `service.name`.
@@ -100,11 +101,13 @@ def records(found: Iterable[Span | Event], workload: str = "") -> Iterator[Call]
     that the others are read all the same. Events of one message each are put together by the span they belong to, so
     they belong into one call of this function.
     """
+    found = list(found)
+    ids = {(one.trace, one.span): str(one.attributes.get("gen_ai.response.id") or "") for one in found}
     loose: dict[tuple[str, str], list[Event]] = {}
     for one in found:
         for event in one.events if isinstance(one, Span) else (one,):
             if event.name == EVALUATION:
-                yield _tried(_feedback, event)
+                yield _tried(_feedback, event, ids[one.trace, one.span])
         if isinstance(one, Span):
             if is_call(one.attributes):
                 yield _tried(_interaction, one, workload)
@@ -407,9 +410,10 @@ def _in_order(numbered: Any) -> list[Any]:
     return [numbered[key] for key in sorted(numbered or {}, key=int)]
 
 
-def _feedback(event: Event) -> Record:
+def _feedback(event: Event, of_span: str) -> Record:
+    """`of_span` is the id of the response of the event's span, where that is known."""
     said = event.attributes | (event.body if isinstance(event.body, dict) else {})
-    about = said.get("gen_ai.response.id") or (f"{event.trace}-{event.span}" if event.span else None)
+    about = said.get("gen_ai.response.id") or of_span or (f"{event.trace}-{event.span}" if event.span else None)
     if not about:
         raise Rejected("an evaluation names neither a gen_ai.response.id nor belongs to a span")
     label, score = said.get("gen_ai.evaluation.score.label"), said.get("gen_ai.evaluation.score.value")

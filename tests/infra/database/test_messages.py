@@ -121,3 +121,14 @@ def test_streamed_chunks_are_put_together_by_index() -> None:
 def test_what_is_no_answer_is_refused(said: Any) -> None:
     with pytest.raises(Rejected):
         assistant_message(said)
+
+
+def test_log_probabilities_of_chunks_are_put_together_too() -> None:
+    def chunk(text: str, finish: str | None = None) -> dict[str, Any]:
+        said = None if finish else {"content": [{"token": text, "logprob": -0.5, "top_logprobs": []}], "refusal": None}
+        delta = {} if finish else {"content": text}
+        return {"id": "a", "choices": [{"index": 0, "delta": delta, "logprobs": said, "finish_reason": finish}]}
+
+    (choice,) = assembled([chunk("On "), chunk("its way."), chunk("", "stop")])["choices"]
+    assert [token["token"] for token in choice["logprobs"]["content"]] == ["On ", "its way."]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("On its way.", "stop")

@@ -52,9 +52,7 @@ def test_a_real_sdk_exports_to_the_gateway(url: str, compression: Compression) -
         call.set_attribute(
             "gen_ai.output.messages", json.dumps([{"role": "assistant", "parts": [{"type": "text", "content": "ho"}]}])
         )
-        call.add_event(
-            "gen_ai.evaluation.result", {"gen_ai.response.id": "resp-1", "gen_ai.evaluation.score.label": "good"}
-        )
+        call.add_event("gen_ai.evaluation.result", {"gen_ai.evaluation.score.label": "good"})
     provider.shutdown()
     assert results == [SpanExportResult.SUCCESS]
     (call_,), (opinion,) = rows(Interaction), rows(Feedback)
