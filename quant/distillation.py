@@ -5,10 +5,12 @@ rounding in the loop, on KL(unquantized || quantized) over the next-token distri
 answers' tokens where a `loss_mask` tells them, else everywhere (Hinton et al. 2015, arXiv 1503.02531; on quantized
 language models Liu et al. 2023, LLM-QAT, arXiv 2305.17888, section 3.1).
 
-A small model learns 128 sequences by heart sooner than it learns what they have in common. So each lesson is disturbed:
-a share of each sequence's tokens, drawn anew from 0 to twice `NOISE`, gives way to tokens of its batch, and the
-unquantized model is asked what it says to *that*. No text is needed for it, and no label is wrong. On text of another
-kind than the calibration's, 0.94 M BabyLlama, 384 steps from GPTQ: KL 0.0189 -> 0.0165 at 4 bits, 0.263 -> 0.227 at 2.
+A small model learns 128 sequences by heart sooner than it learns what they have in common. So every lesson after its
+first time is disturbed: a share of each sequence's tokens, drawn anew from 0 to twice `NOISE`, gives way to tokens of
+its batch, and the unquantized model is asked what it says to *that*. No text is needed for it, and no label is wrong.
+On text of another kind than the calibration's, 0.94 M BabyLlama, 384 steps from GPTQ: KL 0.0189 -> 0.0165 at 4 bits,
+0.263 -> 0.227 at 2. Sequences that were not seen yet teach more as they are: on 2,048 of the seedling student's tasks,
+int2, half a pass takes the exam's KL from 0.050 to 0.044 undisturbed and to 0.047 disturbed.
 
 Every `HELD`-th sequence is held back as an exam. `CHECKS` times on the way the model is settled on its codes and stored
 scales and measured on them; the best state wins, the one it started from among them. The exam is part of the
@@ -51,8 +53,10 @@ class Course(NamedTuple):
     teacher: nn.Module
     exam: list[Lesson]
 
-    def draw(self, i: int, random: torch.Generator) -> Lesson:
-        """A lesson on batch `i`, disturbed."""
+    def draw(self, i: int, random: torch.Generator, disturbed: bool) -> Lesson:
+        """A lesson on batch `i`, as it is or disturbed."""
+        if not disturbed:
+            return lesson(self.teacher, self.batches[i])
         ids, attended = self.batches[i]["input_ids"], self.batches[i]["attention_mask"].bool()
         pool = ids[attended]
         others = pool[torch.randint(len(pool), ids.shape, generator=random).to(ids.device)]
@@ -116,7 +120,7 @@ def train(
     for step in range(1, steps + 1):
         queue = queue or torch.randperm(len(taught.batches), generator=order).tolist()
         place(model, learner.training)
-        loss = _divergence(model, taught.draw(queue.pop(), order))
+        loss = _divergence(model, taught.draw(queue.pop(), order, disturbed=step > len(taught.batches)))
         optimizer.zero_grad()
         loss.backward(inputs=[*learner.parameters, *learner.gains])
         optimizer.step()

@@ -41,7 +41,7 @@ class CandidateSpec:
 CANDIDATES: tuple[CandidateSpec, ...] = (
     CandidateSpec(RTN(bits=8)),
     CandidateSpec(GPTQ(bits=4)),
-    CandidateSpec(QAT(bits=4)),
+    CandidateSpec(QAT(bits=4), calibration=1024),  # it learns from them, and more from many than from few again
 )
 
 

@@ -16,7 +16,7 @@ def test_a_lesson_is_a_disturbed_batch_and_what_the_unquantized_model_says_to_it
     quantize(model, RTN(bits=2))  # the teacher is none the worse for it
     moved = []
     for _ in range(40):
-        batch, where, wanted = taught.draw(0, random)
+        batch, where, wanted = taught.draw(0, random, disturbed=True)
         before, ids, mask = taught.batches[0]["input_ids"], batch["input_ids"], batch["attention_mask"].bool()
         assert torch.equal(ids[~mask], before[~mask])
         assert set(ids[mask].tolist()) <= set(before[mask].tolist())
@@ -26,6 +26,7 @@ def test_a_lesson_is_a_disturbed_batch_and_what_the_unquantized_model_says_to_it
         torch.testing.assert_close(wanted, said[where], rtol=1e-4, atol=1e-4)
     assert 0.5 * NOISE < sum(moved) / len(moved) < 1.1 * NOISE  # now and then a token is drawn in its own place
     assert len(set(map(float, moved))) > 20
+    assert taught.draw(0, random, disturbed=False).batch is taught.batches[0]
 
 
 def test_the_exam_is_on_other_sequences_and_undisturbed(model: nn.Module, batches: list[Batch]) -> None:
