@@ -69,7 +69,7 @@ def jobs_of(name: str) -> list[tuple[str, str, Options]]:
         if bits == 2:
             add("autoround", "autoround_v2", bits=2, group_size=groups[0])
     if not wide:
-        ours("best", bits=2, group_size=64)
+        ours("autoround", bits=2, group_size=None)  # below the groups of every peer
     for bits in (2, 4):
         add("quanto", "hqq", bits=bits)
     ours("rtn", bits=8, group_size=None)
