@@ -19,7 +19,7 @@ from infra.prefix import Prefix
 from infra.settings import SetupError
 from tasks.curate import CurateSpec, curate, load
 from tasks.ingest import ingest
-from tasks.sources import Source
+from tasks.sources.jsonl import JSONL
 from tests.conftest import living_in
 
 SYSTEM = {"role": "system", "content": "Answer with one word."}
@@ -310,7 +310,7 @@ def test_splits_are_disjoint_whatever_the_traffic(
 )
 def test_real_traffic_is_curated_to_the_row(home: Path, shared: Path, name: str, workload: str, least: int) -> None:
     folder = shared / name
-    ingest(Source((str(folder / "telemetry.jsonl.gz"), str(folder / "feedback.jsonl"))))
+    ingest(JSONL((str(folder / "telemetry.jsonl.gz"), str(folder / "feedback.jsonl"))))
     result = curate(workload, CurateSpec())
     assert accounted(result) and result["train"] + result["validation"] + result["holdout"] >= least
     assert result["left_out"]["near a holdout item"] < 0.05 * result["interactions"]
