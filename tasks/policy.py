@@ -8,11 +8,10 @@
 | nothing | the answer | the answer | 1 | - |
 
 The first line that applies counts: one objection outweighs any praise, and of several corrections the latest stands. A
-correction that repeats the answer is praise. A preference is praise with a rejected sample where the chosen side is
-the answer, a correction where it is not. A rating without a known scale (a metric's number) and
-a label say nothing here. What is
-said of one copy of a request and its answer is said of all. What is said of a whole conversation is said of its answer
-only where there is just one: among several, nobody knows which was meant.
+correction that repeats the answer is praise. A preference is praise with a rejected sample where the chosen side is the
+answer, a correction where it is not. A rating without a known scale (a metric's number) and a label say nothing here.
+What is said of one copy of a request and its answer is said of all. What is said of a whole conversation is said of its
+answer only where there is just one: among several, nobody knows which was meant.
 """
 
 import json

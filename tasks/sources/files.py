@@ -9,10 +9,11 @@ import glob
 import gzip
 import hashlib
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from infra.database.records import Parsed, Row
 from infra.settings import SetupError
@@ -27,34 +28,37 @@ Cut = Callable[[Any, Any], Iterator["Line"]]
 """(stream, sha256 of what was read) -> the pieces that follow; the hash takes in a piece before it is given out."""
 
 
-class Layout(Protocol):
-    """What a source of files says of their insides.
+class Files(ABC):
+    """A source of files: which they are, how each is cut, and what is in a piece.
 
     Attributes:
+        suffixes: Of what is read in a folder.
+        paths: Files, folders or glob patterns.
         name: Of the kind of source.
         workload: Of records that name none.
     """
 
-    @property
-    def name(self) -> str: ...
+    suffixes: ClassVar[tuple[str, ...]]
+    paths: tuple[str, ...]
+    name: str
+    workload: str
 
-    @property
-    def workload(self) -> str: ...
+    def parts(self) -> list["LogFile"]:
+        """The files, each once.
 
-    def cut(self, head: bytes) -> "Cut":
+        Raises:
+            SetupError: A path does not exist, is empty, or is a folder without such files.
+        """
+        found = {file.resolve(): None for path in self.paths for file in _files(path, self.suffixes)}
+        return [LogFile(file, self) for file in found]
+
+    @abstractmethod
+    def cut(self, head: bytes) -> Cut:
         """How a file that begins with `head` is cut into pieces."""
 
+    @abstractmethod
     def parse(self, raw: bytes, at: datetime) -> Iterator[Parsed]:
         """The records in a piece; `at` is the time of those that have none."""
-
-
-def find(paths: tuple[str, ...], suffixes: tuple[str, ...]) -> list[Path]:
-    """The files that paths name, each once: files, folders (all with one of these suffixes) and glob patterns.
-
-    Raises:
-        SetupError: A path does not exist, is empty, or is a folder without such files.
-    """
-    return list({file.resolve(): None for path in paths for file in _files(path, suffixes)})
 
 
 def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
@@ -107,7 +111,7 @@ class LogFile:
         skipped: After `read`: rows before the position that it went on from.
     """
 
-    def __init__(self, path: Path, spec: Layout) -> None:
+    def __init__(self, path: Path, spec: Files) -> None:
         self.path, self.spec = path, spec
         self.cursor = f"{spec.name}:{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
         self.size = path.stat().st_size

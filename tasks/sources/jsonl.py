@@ -9,13 +9,11 @@ from pydantic import Field
 
 from infra.database.messages import Rejected, loads
 from infra.database.records import Parsed, parse
-from tasks.sources.files import Cut, LogFile, find, lines
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+from tasks.sources.files import Cut, Files, lines
 
 
 @dataclass(frozen=True)
-class JSONL:
+class JSONL(Files):
     """Files of JSON lines.
 
     Attributes:
@@ -23,19 +21,12 @@ class JSONL:
         workload: The workload of interactions that name none.
     """
 
+    suffixes = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     paths: Annotated[tuple[str, ...], Field(min_length=1, description="Files, folders or glob patterns")]
     name: Literal["jsonl"] = "jsonl"
     workload: Annotated[str, Field(description="Workload of records that name none")] = ""
-
-    def parts(self) -> list[LogFile]:
-        """The files, each once.
-
-        Raises:
-            SetupError: A path does not exist, is empty, or is a folder without such files.
-        """
-        return [LogFile(file, self) for file in find(self.paths, SUFFIXES)]
 
     def cut(self, head: bytes) -> Cut:
         """Into lines, whatever it begins with."""

@@ -23,14 +23,14 @@ from infra.database.messages import Rejected, loads
 from infra.database.records import Parsed
 from infra.telemetry import otlp
 from infra.telemetry.genai import SOURCE, rows
-from tasks.sources.files import Cut, LogFile, find, framed, lines, whole
+from tasks.sources.files import Cut, Files, framed, lines, whole
 
 SUFFIXES = tuple(f".{kind}{packed}" for kind in ("json", "jsonl", "ndjson", "pb", "binpb") for packed in ("", ".gz"))
 IS_JSON = re.compile(rb"\s*\{\s*[\"}]")
 
 
 @dataclass(frozen=True)
-class OTel:
+class OTel(Files):
     """Files of OpenTelemetry traces and logs with GenAI, OpenLLMetry or OpenInference attributes.
 
     Attributes:
@@ -38,19 +38,12 @@ class OTel:
         workload: The workload of calls that name none; without it, the resource's `service.name`.
     """
 
+    suffixes = SUFFIXES
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     paths: Annotated[tuple[str, ...], Field(min_length=1, description="Files, folders or glob patterns")]
     name: Literal["otel"] = SOURCE
     workload: Annotated[str, Field(description="Workload of calls that name none; else service.name")] = ""
-
-    def parts(self) -> list[LogFile]:
-        """The files, each once.
-
-        Raises:
-            SetupError: A path does not exist, is empty, or is a folder without such files.
-        """
-        return [LogFile(file, self) for file in find(self.paths, SUFFIXES)]
 
     def cut(self, head: bytes) -> Cut:
         """By what it begins with."""
