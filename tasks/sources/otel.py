@@ -7,7 +7,7 @@
 | protobuf, lengths in front          | messages, as the exporter writes them with `format: proto`         |
 | protobuf                            | one request                                                        |
 
-What of it is a record, and which conventions are read, is in `infra/telemetry/genai.py`. Spans and log records about
+What of it is a record, and which conventions are read, is in `infra/telemetry`. Spans and log records about
 other things are no rows. Events that make up one call must lie in one request, as an exporter sends them.
 """
 
