@@ -176,7 +176,7 @@ def nested(options: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]
     for name, value in vars(given).items():
         if name.endswith("_values"):
             choice = name.removesuffix("_values")
-            arguments[choice] = {**arguments.get(choice, {}), "name": getattr(given, choice), "paths": value}
+            arguments[choice] = {**arguments.get(choice, {}), "name": getattr(given, choice), "": value}
     return arguments
 
 
@@ -198,6 +198,9 @@ def validated(plain: Callable[..., Any], arguments: dict[str, Any]) -> dict[str,
             if chosen not in menu:
                 raise SetupError(f"{name} {chosen!r} does not exist; known are {', '.join(menu)}")
             kinds[name] = menu[chosen]
+            if words := given.pop("", None):  # what stands on the line without an option is for the first field
+                first = fields(menu[chosen])[0]
+                given[first.name] = words if spread(first.type) or len(words) > 1 else words[0]
     model = create_model(  # type: ignore[call-overload]
         "options",
         **{n: (kinds[n], ... if p.default is inspect.Parameter.empty else p.default) for n, p in parameters.items()},

@@ -6,7 +6,7 @@ option) brings those records in.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -16,7 +16,7 @@ from infra.database.session import session
 from infra.database.tables import Cursor, Interaction
 from infra.settings import SetupError
 from tasks.sources import Source
-from tasks.sources.files import Entry, LogFile
+from tasks.sources.part import Entry, Part
 
 Progress = Callable[[int, int, str], None]
 BATCH_ROWS = 1000
@@ -44,7 +44,7 @@ def ingest(source: Source, *, progress: Progress | None = None, flow_run_id: str
         for batch in batches(part):
             bad += write(part, batch, counts, workloads, problems, bad)
             if progress:
-                progress(read + min(batch[-1].done, part.size), total, "ingest, bytes")
+                progress(read + min(batch[-1].done, part.size), total, "ingest")
         counts.update(rows=part.skipped, duplicates=part.skipped)
         read += part.size
     understood = counts["rows"] - counts["quarantined"]
@@ -58,18 +58,17 @@ def ingest(source: Source, *, progress: Progress | None = None, flow_run_id: str
     return {**counts, "workloads": sorted(workloads), "files": len(parts), "problems": problems}
 
 
-def _named(parts: list[LogFile]) -> str:
-    return repr(str(parts[0].path)) + (f" and {len(parts) - 1} more" if len(parts) > 1 else "")
+def _named(parts: Sequence[Part]) -> str:
+    return repr(parts[0].label) + (f" and {len(parts) - 1} more" if len(parts) > 1 else "")
 
 
-def batches(part: LogFile) -> Iterator[list[Entry]]:
+def batches(part: Part) -> Iterator[list[Entry]]:
     """A part's entries after its cursor, in batches bounded in rows and bytes."""
     with session(write=False) as db:
         cursor = db.get(Cursor, part.cursor)
-    position = None if cursor is None or cursor.position["quarantined"] else cursor.position
     batch: list[Entry] = []
     size = 0
-    for entry in part.read(position):
+    for entry in part.read(cursor.position if cursor else None):
         batch.append(entry)
         size += len(entry.raw)
         if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
@@ -80,7 +79,7 @@ def batches(part: LogFile) -> Iterator[list[Entry]]:
 
 
 def write(
-    part: LogFile, batch: list[Entry], counts: Counter[str], workloads: set[str], problems: list[str], bad: int
+    part: Part, batch: list[Entry], counts: Counter[str], workloads: set[str], problems: list[str], bad: int
 ) -> int:
     """Store a batch and move the cursor, in one transaction; how many went to quarantine.
 
@@ -89,10 +88,10 @@ def write(
         bad: Rows of this part that went to quarantine before.
     """
     with session() as db:
-        fates = accept(db, part.spec.name, batch)
+        fates = accept(db, part.kind, batch)
         refused = [(entry.where, reason) for entry, (fate, reason) in zip(batch, fates, strict=True) if reason]
         if reached := [entry.position for entry in batch if entry.position]:
-            move_cursor(db, part.cursor, {**reached[-1], "quarantined": bad + len(refused), "path": str(part.path)})
+            move_cursor(db, part.cursor, {**reached[-1], "quarantined": bad + len(refused), "path": part.label})
     new = [entry.row for entry, (fate, _) in zip(batch, fates, strict=True) if fate == "stored"]
     fresh = [row for row in new if isinstance(row, Interaction)]
     workloads.update(row.workload for row in fresh)

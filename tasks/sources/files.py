@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-from infra.database.records import Parsed, Row
+from infra.database.records import Parsed
 from infra.settings import SetupError
+from tasks.sources.part import Entry
 
 LONGEST_LINE = 16 << 20
 LONGEST_FILE = 256 << 20  # of one that is a single document
@@ -82,37 +83,12 @@ def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
     return matched
 
 
-class Entry(NamedTuple):
-    """One record as read: a row, or the reason why it is none.
-
-    Attributes:
-        where: File and line.
-        raw: Its bytes; of one that is too long the first.
-        digest: sha256 of all its bytes.
-        row: What it says.
-        reason: Why it cannot be understood; empty where it can.
-        position: The cursor after it; None where more of its line is to come.
-        done: Bytes of the file that have been read.
-    """
-
-    where: str
-    raw: bytes
-    digest: str
-    row: Row | None
-    reason: str
-    position: dict[str, Any] | None
-    done: int
-
-
 class LogFile:
-    """One file of a source, with a cursor of its own.
-
-    Attributes:
-        skipped: After `read`: rows before the position that it went on from.
-    """
+    """One file of a source: a `Part`. Read from its start again where a record of it lies in quarantine."""
 
     def __init__(self, path: Path, spec: Files) -> None:
         self.path, self.spec = path, spec
+        self.kind, self.label = spec.name, str(path)
         self.cursor = f"{spec.name}:{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
         self.size = path.stat().st_size
         self.skipped = 0
@@ -131,13 +107,17 @@ class LogFile:
                 f"file {str(self.path)!r} cannot be read ({problem.strerror}); check its rights"
             ) from problem
 
+    def _fits(self, position: Mapping[str, Any]) -> bool:
+        """Whether what was read then would be read the same now."""
+        return not position.get("quarantined") and bool(position["workload"] == self.spec.workload)
+
     def _entries(self, file: BinaryIO, position: Mapping[str, Any] | None) -> Iterator[Entry]:
         written = datetime.fromtimestamp(self.path.stat().st_mtime, UTC)
         cut = self.spec.cut(_head(_text(file)))
         file.seek(0)
         stream, before = _text(file), hashlib.sha256()
         offset = number = rows = 0
-        if position and position["workload"] == self.spec.workload and _goes_on(stream, position, before):
+        if position and self._fits(position) and _goes_on(stream, position, before):
             offset, number, rows = position["offset"], position["line"], position["rows"]
             self.skipped = rows
         else:

@@ -9,8 +9,8 @@ import pytest
 
 from infra.telemetry import otlp
 from tasks.ingest import ingest
-from tasks.sources.files import Entry
 from tasks.sources.otel import OTel
+from tasks.sources.part import Entry
 
 BODIES = Path(__file__).parents[2] / "infra/telemetry/bodies"
 TRACES = (BODIES / "openllmetry-openai-0.62.4.traces.pb").read_bytes()
