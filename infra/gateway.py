@@ -31,9 +31,10 @@ from starlette.concurrency import run_in_threadpool
 
 from infra import registry
 from infra.database import records
-from infra.database.messages import Rejected, normalized_request
-from infra.database.records import store
+from infra.database.jsontext import Rejected
+from infra.database.messages import normalized_request
 from infra.database.session import session
+from infra.database.store import store
 from infra.engines import Engine, load
 from infra.settings import SetupError, settings
 from infra.telemetry.otlp import Signal

@@ -11,8 +11,9 @@ from typing import Any
 
 from sqlalchemy import select
 
-from infra.database.records import accept, move_cursor
+from infra.database.records import InteractionRow
 from infra.database.session import session
+from infra.database.store import accept, move_cursor
 from infra.database.tables import Cursor, Interaction
 from infra.settings import SetupError
 from tasks.sources import Source
@@ -93,7 +94,7 @@ def write(
         if reached := [entry.position for entry in batch if entry.position]:
             move_cursor(db, part.cursor, {**reached[-1], "quarantined": bad + len(refused), "path": part.label})
     new = [entry.row for entry, (fate, _) in zip(batch, fates, strict=True) if fate == "stored"]
-    fresh = [row for row in new if isinstance(row, Interaction)]
+    fresh = [row for row in new if isinstance(row, InteractionRow)]
     workloads.update(row.workload for row in fresh)
     problems += [f"{where}: {reason}" for where, reason in refused][: max(0, 5 - len(problems))]
     counts.update(

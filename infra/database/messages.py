@@ -5,20 +5,16 @@ chunks, roles under other names. Kept is what the OpenAI API itself says: `argum
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from infra.database.jsontext import Rejected
 from infra.prefix import text_of
 
 ROLES = {
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant", "tool": "tool",
     "function": "function", "human": "user", "ai": "assistant",
 }  # fmt: skip
-
-
-class Rejected(ValueError):
-    """Why a record cannot be understood; the record goes to quarantine with this reason."""
 
 
 def normalized_request(request: Any) -> dict[str, Any]:
@@ -47,7 +43,7 @@ def normalized_message(message: Any, number: int) -> dict[str, Any]:
     content = message.get("content")
     if not (content is None or isinstance(content, str | list)):
         raise Rejected(f"message {number} has {kind(content)} for content, not text, parts or null")
-    shaped = {**message, "role": ROLES[role]}
+    shaped = message if ROLES[role] == role else {**message, "role": ROLES[role]}
     return {**shaped, "tool_calls": tool_calls(message["tool_calls"])} if message.get("tool_calls") else shaped
 
 
@@ -190,30 +186,3 @@ def kind(value: Any) -> str:
         return "null"
     names = {bool: "a truth value", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
-
-
-def loads(raw: bytes) -> Any:
-    """JSON without NaN and Infinity, which no database stores.
-
-    Raises:
-        Rejected: It is none.
-    """
-    try:
-        return json.loads(raw, parse_constant=_refuse, parse_float=_finite)
-    except RecursionError as problem:
-        raise Rejected("no JSON: nested too deeply") from problem
-    except Rejected:
-        raise
-    except ValueError as problem:
-        raise Rejected(f"no JSON: {problem}") from problem
-
-
-def _refuse(constant: str) -> Any:
-    raise Rejected(f"no JSON: {constant} is no number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise Rejected(f"no JSON: {text[:40]} is no finite number")
-    return value

@@ -1,29 +1,54 @@
-"""One record of traffic → a row, and rows → the database, each once.
+"""One record of traffic → a row of its table.
 
 A record is what NVIDIA's blueprint logs, `{id?, timestamp?, workload_id?, client_id?, request, response}`, or feedback,
 `{record_id, timestamp?, kind, value}`. Ids that are missing are derived from the content, so that reading a record
-again, from a copy or under another file name, is recognized. The gateway stores by the same functions as `ingest`.
+again, from a copy or under another file name, is recognized. How rows are stored is in `store.py`.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from sqlalchemy import Table, delete, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
+from infra.database.jsontext import Rejected, dumps
+from infra.database.messages import assistant_message, kind, normalized_request, normalized_response
 
-from infra.database.messages import Rejected, assistant_message, kind, normalized_request, normalized_response
-from infra.database.tables import Cursor, Feedback, Interaction, Quarantine, now
-
-Row = Interaction | Feedback
-Outcome = Literal["stored", "duplicate", "conflict"]
-Fate = Literal["stored", "duplicate", "quarantined"]
 LONGEST_NAME = 512  # PostgreSQL indexes no more than 2,700 bytes
-CHUNK = 200
+
+
+class InteractionRow(NamedTuple):
+    """A row of `tables.Interaction` before it is stored; a million of them are made faster than mapped objects."""
+
+    source: str
+    external_id: str
+    workload: str
+    conversation: str
+    client: str | None
+    at: datetime
+    model: str | None
+    request: dict[str, Any]
+    response: dict[str, Any]
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    latency_ms: float | None
+    digest: str
+
+
+class FeedbackRow(NamedTuple):
+    """A row of `tables.Feedback` before it is stored."""
+
+    source: str
+    external_id: str
+    record_id: str
+    at: datetime
+    kind: str
+    value: Any
+    digest: str
+
+
+Row = InteractionRow | FeedbackRow
 
 
 class Parsed(NamedTuple):
@@ -34,23 +59,8 @@ class Parsed(NamedTuple):
     reason: str = ""
 
 
-class Found(Protocol):
-    """A record as it was found: `Parsed`, with its place in the source and the sha256 of its bytes."""
-
-    @property
-    def where(self) -> str: ...
-    @property
-    def raw(self) -> bytes: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def row(self) -> Row | None: ...
-    @property
-    def reason(self) -> str: ...
-
-
 def parse(record: Any, *, source: str, at: datetime, workload: str = "") -> Row:
-    """A record as an interaction or a feedback.
+    """A record as a row of its table.
 
     Args:
         record: Parsed JSON.
@@ -70,7 +80,7 @@ def parse(record: Any, *, source: str, at: datetime, workload: str = "") -> Row:
     raise Rejected("neither an interaction (request, response) nor feedback (record_id, kind, value)")
 
 
-def interaction(record: Mapping[str, Any], *, source: str, at: datetime, workload: str = "") -> Interaction:
+def interaction(record: Mapping[str, Any], *, source: str, at: datetime, workload: str = "") -> InteractionRow:
     """`{id?, timestamp?, workload_id?, client_id?, conversation_id?, latency_ms?, request, response}` as a row.
 
     Raises:
@@ -85,8 +95,9 @@ def interaction(record: Mapping[str, Any], *, source: str, at: datetime, workloa
         raise Rejected("no workload_id; name the workload of such records with the source's `workload` option")
     metadata = record["metadata"] if isinstance(record.get("metadata"), dict) else {}
     usage = response["usage"] if isinstance(response.get("usage"), dict) else {}
+    answers = [choice["message"] for choice in response.get("choices") or ()]
     client = name(record, "client_id")
-    return Interaction(
+    return InteractionRow(
         source=source,
         external_id=name(record, "id") or name(response, "id") or digest(record),
         workload=named,
@@ -101,10 +112,11 @@ def interaction(record: Mapping[str, Any], *, source: str, at: datetime, workloa
         prompt_tokens=count(usage.get("prompt_tokens")),
         completion_tokens=count(usage.get("completion_tokens")),
         latency_ms=number(record.get("latency_ms", metadata.get("latency_ms"))),
+        digest=content(named, request["messages"], request.get("tools"), answers),
     )
 
 
-def feedback(record: Mapping[str, Any], *, source: str, at: datetime) -> Feedback:
+def feedback(record: Mapping[str, Any], *, source: str, at: datetime) -> FeedbackRow:
     """`{record_id, timestamp?, kind, value}` as a row, its value in one shape.
 
     | kind | value | kept as |
@@ -143,13 +155,14 @@ def feedback(record: Mapping[str, Any], *, source: str, at: datetime) -> Feedbac
         kept = {side: assistant_message(value[side]) for side in ("chosen", "rejected")}
     else:
         raise Rejected(f"feedback kind is {sort!r}, known are thumb, rating, correction, preference, label")
-    return Feedback(
+    return FeedbackRow(
         source=source,
         external_id=name(record, "id") or digest(record),
         record_id=about,
         at=moment(record.get("timestamp"), at),
         kind=sort,
         value=kept,
+        digest=content(about, sort, kept),
     )
 
 
@@ -243,6 +256,11 @@ def digest(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
+def content(*parts: Any) -> str:
+    """A digest of what makes two records of one id the same: what was said, not when or how it was measured."""
+    return hashlib.blake2b(dumps(parts, sort_keys=True), digest_size=16).hexdigest()
+
+
 def opening(workload: str, client: str | None, request: dict[str, Any], response: dict[str, Any]) -> str:
     """The name of a conversation that has none: how it opened, which all its turns repeat.
 
@@ -253,117 +271,3 @@ def opening(workload: str, client: str | None, request: dict[str, Any], response
     later = [message for message in said[first:] if message["role"] == "assistant"]
     answer = later[0] if later else {}
     return digest([workload, client, said[first].get("content"), answer.get("content"), answer.get("tool_calls")])[:32]
-
-
-def accept(db: Session, source: str, found: Sequence[Found]) -> list[tuple[Fate, str]]:
-    """Store what is a row, keep the rest in quarantine, and let out of it what has been understood since.
-
-    Returns what became of each record, in order, and of one that lies in quarantine why.
-    """
-    good = [entry.row for entry in found if entry.row is not None]
-    outcomes = iter(store(db, good))
-    fates: list[tuple[Fate, str]] = []
-    kept, fine = [], []
-    for entry in found:
-        outcome = next(outcomes) if entry.row is not None else "conflict"
-        if outcome != "conflict":
-            fates.append((outcome, ""))
-            fine.append(entry.digest)
-            continue
-        reason = entry.reason
-        if entry.row is not None:
-            reason = f"id {entry.row.external_id!r} is that of another record; give each its own id, or none"
-        fates.append(("quarantined", reason))
-        kept.append(Quarantine(source=source, position=entry.where, digest=entry.digest, raw=entry.raw, reason=reason))
-    quarantine(db, kept)
-    if db.scalar(select(Quarantine.id).where(Quarantine.source == source).limit(1)):
-        release(db, source, sorted(fine))
-    return fates
-
-
-def store(db: Session, rows: Sequence[Row]) -> list[Outcome]:
-    """Insert what is new; what came of each row, in order.
-
-    "duplicate": the same record is there, or earlier in `rows`. "conflict": another record has its (source, external
-    id); nothing is stored then, and the caller has to keep the record elsewhere.
-    """
-    outcomes: list[Outcome] = ["duplicate"] * len(rows)
-    for table in (Interaction, Feedback):
-        mine = [n for n, row in enumerate(rows) if isinstance(row, table)]
-        firsts: dict[tuple[str, str], int] = {}
-        for n in mine:
-            firsts.setdefault((rows[n].source, rows[n].external_id), n)
-        # In one order everywhere: two ingests at once would otherwise wait for each other's rows.
-        new = _insert(db, table, [_values(rows[n]) for _, n in sorted(firsts.items())])
-        for key in new:
-            outcomes[firsts[key]] = "stored"
-        others = [n for n in mine if outcomes[n] != "stored"]
-        kept = _kept(db, table, sorted({(rows[n].source, rows[n].external_id) for n in others}))
-        for n in others:
-            if content(rows[n]) != kept[rows[n].source, rows[n].external_id]:
-                outcomes[n] = "conflict"
-    return outcomes
-
-
-def content(row: Row) -> Any:
-    """What makes two rows of one id the same record."""
-    if isinstance(row, Feedback):
-        return row.record_id, row.kind, row.value
-    answers = [choice["message"] for choice in row.response.get("choices") or []]
-    return row.workload, row.request["messages"], row.request.get("tools"), answers
-
-
-def quarantine(db: Session, entries: Sequence[Quarantine]) -> None:
-    """Keep records that cannot be understood; the same bytes are kept once a source."""
-    unique = {(entry.source, entry.digest): _values(entry) for entry in entries}
-    _insert(db, Quarantine, [unique[key] for key in sorted(unique)])
-
-
-def release(db: Session, source: str, digests: Sequence[str]) -> None:
-    """Take out of quarantine what has been understood since."""
-    for start in range(0, len(digests), CHUNK):
-        some = digests[start : start + CHUNK]
-        db.execute(delete(Quarantine).where(Quarantine.source == source, Quarantine.digest.in_(some)))
-
-
-def move_cursor(db: Session, source: str, position: dict[str, Any]) -> None:
-    values = {"source": source, "position": position, "moved": now()}
-    statement = _dialect(db).insert(_table(Cursor)).values(values)
-    moved = {"position": statement.excluded.position, "moved": statement.excluded.moved}
-    db.execute(statement.on_conflict_do_update(index_elements=["source"], set_=moved))
-
-
-def _insert(db: Session, table: type[Any], values: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
-    """Insert unless there; the keys that were new, told by RETURNING: a row count differs from driver to driver."""
-    target = _table(table)
-    key = target.c.source, target.c.digest if table is Quarantine else target.c.external_id
-    statement = _dialect(db).insert(target)
-    new: set[tuple[str, str]] = set()
-    for start in range(0, len(values), CHUNK):
-        some = [{"created": now(), **row} for row in values[start : start + CHUNK]]
-        inserted = db.execute(statement.values(some).on_conflict_do_nothing(index_elements=key).returning(*key))
-        new.update((source, external_id) for source, external_id in inserted)
-    return new
-
-
-def _kept(db: Session, table: type[Any], keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-    found: dict[tuple[str, str], Any] = {}
-    for start in range(0, len(keys), CHUNK):
-        some = keys[start : start + CHUNK]
-        rows = db.scalars(select(table).where(tuple_(table.source, table.external_id).in_(some)))
-        found |= {(row.source, row.external_id): content(row) for row in rows}
-    return found
-
-
-def _values(row: Row | Quarantine) -> dict[str, Any]:
-    columns = [column.key for column in _table(type(row)).columns]
-    return {key: getattr(row, key) for key in columns if key not in ("id", "created")}
-
-
-def _table(mapped: type[Any]) -> Table:
-    table: Table = mapped.__table__
-    return table
-
-
-def _dialect(db: Session) -> Any:
-    return {"sqlite": sqlite, "postgresql": postgresql}[db.get_bind().dialect.name]

@@ -18,12 +18,14 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_u
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import Session
 
+from infra.database.jsontext import from_column, to_column
 from infra.settings import SetupError, settings
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 VERSION_TABLE = "flywheel_version"
+JSON_COLUMNS = {"json_serializer": to_column, "json_deserializer": from_column}
 BUSY_SECONDS = 60
 MIGRATION_LOCK = 7_305_291_846  # any number that no other program takes as an advisory lock
 
@@ -77,14 +79,14 @@ def engine(url: str) -> Engine:
         ) from problem
     kind = parsed.get_backend_name()
     if kind in ("postgresql", "postgres"):
-        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, **JSON_COLUMNS)
     if kind != "sqlite":
         raise SetupError(
             f"FLYWHEEL_DATABASE names {kind!r}; SQLite and PostgreSQL are supported: sqlite:///FILE or postgresql://..."
         )
     if parsed.database and parsed.database != ":memory:":
         _make_folder(Path(parsed.database).parent)
-    made = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+    made = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **JSON_COLUMNS)
     event.listen(made, "connect", _configure)
     event.listen(made, "begin", _begin)
     return made

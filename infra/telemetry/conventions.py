@@ -23,7 +23,7 @@ import json
 import re
 from typing import Any
 
-from infra.database.messages import Rejected
+from infra.database.jsontext import Rejected
 from infra.telemetry.otlp import Attributes, Event, parsed
 
 Record = dict[str, Any]

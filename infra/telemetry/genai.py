@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from infra.database.messages import Rejected
+from infra.database.jsontext import Rejected
 from infra.database.records import Parsed, parse
 from infra.telemetry.conventions import CHOICE, MESSAGE, messages, tools
 from infra.telemetry.otlp import Attributes, Event, Span, parsed, read

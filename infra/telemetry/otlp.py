@@ -21,7 +21,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from infra.database.messages import Rejected, kind
+from infra.database.jsontext import Rejected
+from infra.database.messages import kind
 
 Signal = Literal["traces", "logs"]
 ERROR = 2  # Status.StatusCode

@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 
 from google.protobuf.json_format import MessageToDict
 
-from infra.database.messages import Rejected, loads
-from infra.database.records import Row, accept
+from infra.database.jsontext import Rejected, loads
+from infra.database.records import Row
 from infra.database.session import session
+from infra.database.store import accept
 from infra.settings import SetupError
 from infra.telemetry.genai import SOURCE, rows
 from infra.telemetry.otlp import RESPONSES, Signal, decode

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from infra.database.messages import Rejected, loads
+from infra.database.jsontext import Rejected, loads
 from infra.database.records import Parsed, parse
 from tasks.sources.files import Cut, Files, lines
 

@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from infra.database.messages import Rejected, loads
+from infra.database.jsontext import Rejected, loads
 from infra.database.records import Parsed
 from infra.telemetry import otlp
 from infra.telemetry.genai import SOURCE, rows

@@ -12,8 +12,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from infra.database.records import parse, store
+from infra.database.records import parse
 from infra.database.session import session
+from infra.database.store import store
 from infra.database.tables import Dataset, DatasetItem, Interaction, now
 from infra.prefix import Prefix
 from infra.settings import SetupError

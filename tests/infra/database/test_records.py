@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from infra.database.messages import Rejected
-from infra.database.records import feedback, interaction, parse, quarantine, release, store
+from infra.database.jsontext import Rejected
+from infra.database.records import InteractionRow, feedback, interaction, parse
 from infra.database.session import session
+from infra.database.store import quarantine, release, store
 from infra.database.tables import Feedback, Interaction, Quarantine
 
 AT = datetime(2026, 9, 1, 12, tzinfo=UTC)
@@ -20,7 +21,7 @@ def record(text: str = "where is 48213?", **more: Any) -> dict[str, Any]:
     return {"workload_id": "shop", "request": {"messages": [message]}, "response": answer, **more}
 
 
-def read(**more: Any) -> Interaction:
+def read(**more: Any) -> InteractionRow:
     return interaction(record(**more), source="jsonl", at=AT)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from infra.database.messages import Rejected
-from infra.database.records import parse
-from infra.database.tables import Feedback, Interaction, now
+from infra.database.jsontext import Rejected
+from infra.database.records import FeedbackRow, InteractionRow, Row, parse
+from infra.database.tables import now
 from infra.telemetry import otlp
 from infra.telemetry.genai import records
 
@@ -46,9 +46,9 @@ def log(name: str, body: Any = None, at: int = 0, **said: Any) -> dict[str, Any]
     return {"resourceLogs": [{"scopeLogs": [{"logRecords": [entry]}]}]}
 
 
-def rows(document: dict[str, Any], workload: str = "") -> list[Interaction | Feedback | str]:
+def rows(document: dict[str, Any], workload: str = "") -> list[Row | str]:
     """Each record as a row, or the reason why it is none."""
-    found: list[Interaction | Feedback | str] = []
+    found: list[Row | str] = []
     for record, _ in records(otlp.read(document), workload):
         try:
             if isinstance(record, Rejected):
@@ -64,7 +64,7 @@ def one(document: dict[str, Any], workload: str = "") -> Any:
     return row
 
 
-def said(row: Interaction) -> list[tuple[str, str | None]]:
+def said(row: InteractionRow) -> list[tuple[str, str | None]]:
     return [(message["role"], message.get("content")) for message in row.request["messages"]]
 
 
@@ -73,7 +73,9 @@ def test_real_spans_say_what_was_asked_and_answered(name: str) -> None:
     body = (BODIES / f"{name}.pb").read_bytes()
     assert otlp.signal_of(body) == "traces"
     first, second, third = rows(otlp.decode(body, "traces"))
-    assert isinstance(first, Interaction) and isinstance(second, Interaction) and isinstance(third, Interaction)
+    assert (
+        isinstance(first, InteractionRow) and isinstance(second, InteractionRow) and isinstance(third, InteractionRow)
+    )
     assert [row.workload for row in (first, second, third)] == ["weather-bot"] * 3
     assert said(first) == ASKED
     choice = first.response["choices"][0]
@@ -92,7 +94,7 @@ def test_real_log_records_of_one_message_each_are_put_together() -> None:
     body = (BODIES / "opentelemetry-openai-v2-2.1b0.logs.pb").read_bytes()
     assert otlp.signal_of(body) == "logs"
     first, second, refused = rows(otlp.decode(body, "logs"))
-    assert isinstance(first, Interaction) and isinstance(second, Interaction)
+    assert isinstance(first, InteractionRow) and isinstance(second, InteractionRow)
     assert said(first) == ASKED
     assert first.response["choices"][0]["message"]["tool_calls"][0]["function"] == CALL
     assert second.request["messages"][3] == {"role": "tool", "content": '{"celsius": 4}', "tool_call_id": "call_7"}
@@ -190,7 +192,7 @@ def test_an_evaluation_is_feedback(score: dict[str, Any], kind: str, value: Any)
         "gen_ai.evaluation.result", **named, **{"gen_ai.evaluation.name": "Relevance", "gen_ai.response.id": "r1"}
     )
     row = one(document)
-    assert isinstance(row, Feedback) and (row.record_id, row.kind, row.value) == ("r1", kind, value)
+    assert isinstance(row, FeedbackRow) and (row.record_id, row.kind, row.value) == ("r1", kind, value)
 
 
 def test_an_evaluation_of_nothing_says_so() -> None:
@@ -204,7 +206,7 @@ def test_one_broken_call_does_not_stop_the_next() -> None:
     broken = span(**{**good, "gen_ai.input.messages": '{"role": "user"}'})
     document["resourceSpans"] += broken["resourceSpans"] + span(**good)["resourceSpans"]
     first, second, third = rows(document)
-    assert isinstance(first, Interaction)
+    assert isinstance(first, InteractionRow)
     assert second == "span 'chat' eee19b7ec3c1b174: gen_ai.input.messages is no list of messages"
     assert third == "span 'chat' eee19b7ec3c1b174: the span has messages, but no answer and no error"
 

@@ -1,0 +1,185 @@
+"""Rows → the database, each once; the gateway stores by the same functions as `ingest`.
+
+A batch is written by the driver alone (SQLite's `executemany`, PostgreSQL's `COPY`): made into statements of a thousand
+rows by SQLAlchemy, it took five times as long. What is there already is looked up first. Two writers that bring the
+same row at once meet at the unique index: on SQLite the second has waited for the first from its beginning; on
+PostgreSQL its `COPY` waits, fails, is undone, and looks again.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+from sqlalchemy import Column, Table, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from infra.database.records import FeedbackRow, InteractionRow, Row
+from infra.database.tables import Cursor, Feedback, Interaction, Quarantine, now
+
+Outcome = Literal["stored", "duplicate", "conflict"]
+Fate = Literal["stored", "duplicate", "quarantined"]
+Key = tuple[str, str]
+CHUNK = 1000  # values in one statement; SQLite takes 32,766
+
+
+class Found(Protocol):
+    """A record as it was found: `records.Parsed`, with its place, and the sha256 of its bytes if these are cut."""
+
+    @property
+    def where(self) -> str: ...
+    @property
+    def raw(self) -> bytes: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def row(self) -> Row | None: ...
+    @property
+    def reason(self) -> str: ...
+
+
+def accept(db: Session, source: str, found: Sequence[Found]) -> list[tuple[Fate, str]]:
+    """Store what is a row, keep the rest in quarantine, and let out of it what has been understood since.
+
+    Returns what became of each record, in order, and of one that lies in quarantine why.
+    """
+    outcomes = iter(store(db, [entry.row for entry in found if entry.row is not None]))
+    fates: list[tuple[Fate, str]] = []
+    kept, fine = [], []
+    for entry in found:
+        outcome = next(outcomes) if entry.row is not None else "conflict"
+        if outcome != "conflict":
+            fates.append((outcome, ""))
+            fine.append(entry)
+            continue
+        reason = entry.reason
+        if entry.row is not None:
+            reason = f"id {entry.row.external_id!r} is that of another record; give each its own id, or none"
+        fates.append(("quarantined", reason))
+        kept.append(
+            Quarantine(source=source, position=entry.where, digest=_digest(entry), raw=entry.raw, reason=reason)
+        )
+    quarantine(db, kept)
+    if fine and db.scalar(select(Quarantine.id).where(Quarantine.source == source).limit(1)):
+        release(db, source, sorted(_digest(entry) for entry in fine))
+    return fates
+
+
+def _digest(entry: Found) -> str:
+    return entry.digest or hashlib.sha256(entry.raw).hexdigest()
+
+
+def store(db: Session, rows: Sequence[Row]) -> list[Outcome]:
+    """Insert what is new; what came of each row, in order.
+
+    "duplicate": the same record is there, or earlier in `rows`. "conflict": another record has its (source, external
+    id); nothing is stored then, and the caller has to keep the record elsewhere.
+    """
+    outcomes: list[Outcome] = ["duplicate"] * len(rows)
+    for table, made in ((Interaction, InteractionRow), (Feedback, FeedbackRow)):
+        mine = {n: (row.source, row.external_id) for n, row in enumerate(rows) if type(row) is made}
+        firsts: dict[Key, int] = {}
+        for n, key in mine.items():
+            firsts.setdefault(key, n)
+        before = _insert(db, _table(table), {key: rows[n] for key, n in firsts.items()})
+        for n, key in mine.items():
+            if n == firsts[key] and key not in before:
+                outcomes[n] = "stored"
+            elif before.get(key, rows[firsts[key]].digest) not in ("", rows[n].digest):  # "": stored when none was kept
+                outcomes[n] = "conflict"
+    return outcomes
+
+
+def _insert(db: Session, table: Table, rows: Mapping[Key, Row]) -> dict[Key, str]:
+    """Insert the rows whose keys are not there; the others' keys and digests."""
+    from psycopg.errors import UniqueViolation
+
+    while True:
+        before = _present(db, table, rows)
+        # In one order everywhere: two ingests at once would otherwise wait for each other's rows.
+        new = [rows[key] for key in sorted(rows.keys() - before.keys())]
+        if not new:
+            return before
+        try:
+            with db.begin_nested():
+                _write(db, table, new)
+            return before
+        except UniqueViolation:  # another writer has brought one of them and committed it
+            continue
+
+
+def _present(db: Session, table: Table, keys: Mapping[Key, Row]) -> dict[Key, str]:
+    """The digests of the rows that are there."""
+    found: dict[Key, str] = {}
+    ids: dict[str, list[str]] = {}
+    for source, external_id in keys:
+        ids.setdefault(source, []).append(external_id)
+    wanted = select(table.c.external_id, table.c.digest)
+    for source, mine in ids.items():
+        for some in _chunks(mine):
+            rows = db.execute(wanted.where(table.c.source == source, table.c.external_id.in_(some)))
+            found |= {(source, external_id): digest for external_id, digest in rows}
+    return found
+
+
+def _write(db: Session, table: Table, rows: Sequence[Row]) -> None:
+    connection = db.connection()
+    columns = [table.c[name] for name in rows[0]._fields]
+    convert = [column.type.bind_processor(connection.dialect) for column in columns]
+    made = _stamped(table.c.created, now(), connection.dialect)
+    values = [
+        (*(value if make is None else make(value) for make, value in zip(convert, row, strict=True)), made)
+        for row in rows
+    ]
+    names = ", ".join(column.name for column in [*columns, table.c.created])
+    if connection.dialect.name == "sqlite":
+        marks = ", ".join("?" * len(values[0]))
+        connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", values)
+        return
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
+        for row in values:
+            copy.write_row(row)
+
+
+def _stamped(column: Column[Any], value: Any, dialect: Any) -> Any:
+    make: Callable[[Any], Any] | None = column.type.bind_processor(dialect)
+    return value if make is None else make(value)
+
+
+def quarantine(db: Session, entries: Sequence[Quarantine]) -> None:
+    """Keep records that cannot be understood; the same bytes are kept once a source."""
+    unique = {(entry.source, entry.digest): entry for entry in entries}
+    if not unique:
+        return
+    target = _table(Quarantine)
+    names = [column.key for column in target.columns if column.key not in ("id", "created")]
+    statement = _dialect(db).insert(target).on_conflict_do_nothing(index_elements=["source", "digest"])
+    db.execute(statement, [{name: getattr(unique[key], name) for name in names} for key in sorted(unique)])
+
+
+def release(db: Session, source: str, digests: Sequence[str]) -> None:
+    """Take out of quarantine what has been understood since."""
+    for some in _chunks(digests):
+        db.execute(delete(Quarantine).where(Quarantine.source == source, Quarantine.digest.in_(some)))
+
+
+def move_cursor(db: Session, source: str, position: dict[str, Any]) -> None:
+    """Remember how far a source has been read."""
+    values = {"source": source, "position": position, "moved": now()}
+    statement = _dialect(db).insert(_table(Cursor)).values(values)
+    moved = {"position": statement.excluded.position, "moved": statement.excluded.moved}
+    db.execute(statement.on_conflict_do_update(index_elements=["source"], set_=moved))
+
+
+def _chunks(values: Sequence[str]) -> list[Sequence[str]]:
+    return [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
+
+
+def _table(mapped: type[Any]) -> Table:
+    table: Table = mapped.__table__
+    return table
+
+
+def _dialect(db: Session) -> Any:
+    return {"sqlite": sqlite, "postgresql": postgresql}[db.get_bind().dialect.name]
