@@ -26,7 +26,8 @@ REQUIREMENTS: dict[str, list[str]] = {
     "llamacpp": ["llama-cpp-python==0.3.36", "gguf==0.19.0", "transformers==5.23.0"],
 }
 COMMON = ["safetensors==0.8.0"]
-BUILD = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
+# For AVX2 and no more: a kernel need not lend a process the AMX tiles that its CPU reports.
+BUILD = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
 
 
 def home() -> Path:

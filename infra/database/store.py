@@ -7,10 +7,10 @@ PostgreSQL its `COPY` waits, fails, is undone, and looks again.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from sqlalchemy import Column, Table, delete, select
+from sqlalchemy import Dialect, Table, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -124,27 +124,28 @@ def _present(db: Session, table: Table, keys: Mapping[Key, Row]) -> dict[Key, st
 
 def _write(db: Session, table: Table, rows: Sequence[Row]) -> None:
     connection = db.connection()
-    columns = [table.c[name] for name in rows[0]._fields]
-    convert = [column.type.bind_processor(connection.dialect) for column in columns]
-    made = _stamped(table.c.created, now(), connection.dialect)
-    values = [
-        (*(value if make is None else make(value) for make, value in zip(convert, row, strict=True)), made)
-        for row in rows
-    ]
-    names = ", ".join(column.name for column in [*columns, table.c.created])
+    names, values = _tuples(table, rows, connection.dialect)
+    columns = ", ".join(names)
     if connection.dialect.name == "sqlite":
-        marks = ", ".join("?" * len(values[0]))
-        connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", values)
+        marks = ", ".join("?" * len(names))
+        connection.exec_driver_sql(f"INSERT INTO {table.name} ({columns}) VALUES ({marks})", values)
         return
     driver: Any = connection.connection.driver_connection
-    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
+    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
         for row in values:
             copy.write_row(row)
 
 
-def _stamped(column: Column[Any], value: Any, dialect: Any) -> Any:
-    make: Callable[[Any], Any] | None = column.type.bind_processor(dialect)
-    return value if make is None else make(value)
+def _tuples(table: Table, rows: Sequence[Row], dialect: Dialect) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Names of columns, and rows in their order as the driver takes them."""
+    columns = [table.c[name] for name in rows[0]._fields]
+    convert = [column.type.bind_processor(dialect) for column in (*columns, table.c.created)]
+    created = now()
+    values = [
+        tuple([value if make is None else make(value) for make, value in zip(convert, (*row, created), strict=True)])
+        for row in rows
+    ]
+    return [column.name for column in (*columns, table.c.created)], values
 
 
 def quarantine(db: Session, entries: Sequence[Quarantine]) -> None:

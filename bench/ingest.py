@@ -1,0 +1,279 @@
+"""Ingest at volume, beside its floor: the same rows written by the driver alone, and the same lines parsed and no more.
+
+    python bench/ingest.py [out] [--rows 100000 300000 1000000] [--postgresql URL] [--redact none pii]
+
+`out` (bench/out/ingest) holds the logs it writes: one line an interaction, about 2 kB each, of a simulated support desk
+with a system prompt that all share, one to three turns, order numbers, and in one of twenty an e-mail address or a phone
+number; every twentieth line is followed by feedback. PostgreSQL is a private cluster, if the server's programs are
+installed, or what URL names (a server where databases may be created).
+
+Every figure is of a process of its own. Floor and ingest of one database run one after the other, so the ratios hold on a
+busy machine, the rates do not. Memory is the peak of the resident set, imports and all.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+BATCH = 1000
+SYSTEM = (
+    "You are the assistant of a shop for outdoor gear. "
+    + (
+        "Answer in at most three sentences and name the order when there is one. Never promise a refund before the parcel "
+        "is scanned, and never ask for a card number. Where a customer is angry, say first what you will do. "
+    )
+    * 3
+)
+WORDS = (
+    "where is my parcel order the a tent sleeping bag boots size refund late broken zip colour return label courier "
+    "address invoice discount code works not yet since monday please help thanks stove gas rain jacket waterproof seam "
+    "warranty shop store open hours pick up"
+).split()
+
+
+def lines(rows: int, seed: int = 1) -> Iterator[bytes]:
+    """Lines of a log: `rows` interactions and, for one of twenty, what somebody said of it."""
+    chance = random.Random(seed)
+
+    def words(n: int) -> str:
+        return " ".join(chance.choices(WORDS, k=n))
+
+    for n in range(rows):
+        said: list[dict[str, str]] = [{"role": "system", "content": SYSTEM}]
+        for _ in range(chance.randint(0, 2)):
+            said += [{"role": "user", "content": words(20)}, {"role": "assistant", "content": words(30)}]
+        reach = ["", f" write to {chance.choice(WORDS)}{n}@example.com", f" call +1 415 555 {n % 9000 + 1000}"]
+        said.append(
+            {
+                "role": "user",
+                "content": f"{words(25)} order {chance.randint(10000, 99999)}{reach[n % 3 if n % 20 == 0 else 0]}",
+            }
+        )
+        name = f"chatcmpl-{chance.getrandbits(128):032x}"
+        yield orjson.dumps(
+            {
+                "id": name, "timestamp": 1_756_684_800 + n, "workload_id": f"shop.support{n % 4}",
+                "client_id": f"c{chance.randint(1, 50_000)}", "conversation_id": f"s{n // 2}",
+                "latency_ms": chance.uniform(200, 2000),
+                "request": {"model": "gpt-4o", "messages": said, "temperature": 0.2, "max_tokens": 512},
+                "response": {
+                    "id": name, "object": "chat.completion", "created": 1_756_684_800 + n, "model": "gpt-4o-2024-08-06",
+                    "choices": [{"index": 0, "message": {"role": "assistant", "content": words(40)}, "finish_reason": "stop"}],
+                    "usage": {"prompt_tokens": 400, "completion_tokens": 60, "total_tokens": 460},
+                },
+            }
+        )  # fmt: skip
+        if n % 20 == 0:
+            yield orjson.dumps(
+                {"record_id": name, "timestamp": 1_756_684_900 + n, "kind": "thumb", "value": 1 - n % 40 // 10}
+            )
+
+
+def write(file: Path, rows: int) -> None:
+    if not file.exists():
+        partial = file.with_suffix(".partial")
+        with partial.open("wb") as stream:
+            stream.writelines(line + b"\n" for line in lines(rows))
+        partial.rename(file)
+
+
+# -- what runs in a process of its own; each prints one JSON object ---------------------------------------------------
+
+
+def parsing(file: Path) -> dict[str, float]:
+    """The lines parsed by `orjson`, and no more."""
+    started = time.perf_counter()
+    with file.open("rb") as stream:
+        n = sum(1 for line in stream if orjson.loads(line))
+    return {"rows": n, "seconds": time.perf_counter() - started}
+
+
+def floor(file: Path) -> dict[str, float]:
+    """The same rows written by the driver alone, to the same tables, in transactions of the same size."""
+    from infra.database.records import InteractionRow, parse
+    from infra.database.session import database, session
+    from infra.database.store import _table, _tuples
+    from infra.database.tables import Feedback, Interaction, now
+    from infra.settings import settings
+
+    with session():
+        pass
+    connection = database(settings().database_url).raw_connection()
+    driver, dialect = connection.driver_connection, database(settings().database_url).dialect
+    spent, n = 0.0, 0
+    with file.open("rb") as stream:
+        while batch := [
+            parse(orjson.loads(line), source="jsonl", at=now())
+            for line in (stream.readline() for _ in range(BATCH))
+            if line
+        ]:
+            for mapped in (Interaction, Feedback):
+                mine = [row for row in batch if isinstance(row, InteractionRow) == (mapped is Interaction)]
+                if not mine:
+                    continue
+                names, values = _tuples(_table(mapped), mine, dialect)
+                started = time.perf_counter()
+                cursor = driver.cursor()
+                if dialect.name == "sqlite":
+                    cursor.execute("BEGIN IMMEDIATE")
+                    cursor.executemany(
+                        f"INSERT INTO {mapped.__tablename__} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
+                        values,
+                    )
+                    cursor.execute("COMMIT")
+                else:
+                    with cursor.copy(f"COPY {mapped.__tablename__} ({', '.join(names)}) FROM STDIN") as copy:
+                        for row in values:
+                            copy.write_row(row)
+                    driver.commit()
+                spent += time.perf_counter() - started
+            n += len(batch)
+    return {"rows": n, "seconds": spent}
+
+
+def ours(file: Path) -> dict[str, float]:
+    """`flywheel ingest jsonl`, first and again."""
+    from infra.database.session import session
+    from tasks.ingest import ingest
+    from tasks.sources.jsonl import JSONL
+
+    with session():
+        pass
+    started = time.perf_counter()
+    counts = ingest(JSONL((str(file),)))
+    return {
+        "rows": counts["rows"],
+        "stored": counts["interactions"] + counts["feedback"],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+CASES = {"parse": parsing, "floor": floor, "ingest": ours}
+
+
+def measured(case: str, file: Path, home: Path, **environment: str) -> dict[str, Any]:
+    """A case in a process of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLYWHEEL_")}
+    settings = {f"FLYWHEEL_{name}": value for name, value in environment.items()}
+    done = subprocess.run(
+        [sys.executable, __file__, "--case", case, str(file)],
+        env={**kept, "FLYWHEEL_HOME": str(home), **settings}, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+# -- databases ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def cluster() -> Iterator[str]:
+    """URL of a private PostgreSQL cluster with its usual settings (it does sync), `{}` for the database's name."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        yield ""
+        return
+    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    folder = Path(tempfile.mkdtemp(prefix="fw-bench-pg-"))
+    if as_postgres:
+        shutil.chown(folder, "postgres")
+
+    def run(program: str, *options: str) -> None:
+        command = [*as_postgres, str(programs[-1] / program), "-D", str(folder / "data"), *options]
+        subprocess.run(command, cwd="/", stdout=subprocess.DEVNULL, check=True)
+
+    run("initdb", "-U", "postgres", "--auth=trust", "-E", "UTF8")
+    run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-c listen_addresses='' -k {folder}", "start")
+    try:
+        yield f"postgresql://postgres@/{{}}?host={folder}"
+    finally:
+        run("pg_ctl", "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def new(kind: str, server: str, folder: Path) -> Iterator[dict[str, str]]:
+    """Settings that name an empty database."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if kind == "sqlite":
+        yield {}
+    else:
+        import psycopg
+
+        with psycopg.connect(server.format("postgres"), autocommit=True) as admin:
+            admin.execute("DROP DATABASE IF EXISTS flywheel_bench")
+            admin.execute("CREATE DATABASE flywheel_bench")
+        yield {"DATABASE": server.format("flywheel_bench")}
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def size(kind: str, server: str, folder: Path) -> int:
+    if kind == "sqlite":
+        return sum(file.stat().st_size for file in folder.glob("flywheel.db*"))
+    import psycopg
+
+    with psycopg.connect(server.format("flywheel_bench")) as connection:
+        row = connection.execute("SELECT pg_database_size('flywheel_bench')").fetchone()
+    return int(row[0]) if row else 0
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("out", nargs="?", type=Path, default=ROOT / "bench/out/ingest")
+    words.add_argument("--rows", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
+    words.add_argument("--postgresql", default="")
+    words.add_argument("--case", choices=list(CASES), help=argparse.SUPPRESS)
+    given = words.parse_args()
+    if given.case:
+        figures = CASES[given.case](given.out)
+        print(json.dumps({**figures, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}))
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    with cluster() as own:
+        server = given.postgresql or own
+        print(f"{'database':<11}{'rows':>9} {'redact':<7}{'floor/s':>9}{'ingest/s':>9}{'ratio':>7}{'parse/s':>9}"
+              f"{'again':>8}{'memory':>9}{'bytes/row':>10}")  # fmt: skip
+        for rows in given.rows:
+            file = given.out / f"{rows}.jsonl"
+            write(file, rows)
+            parse = measured("parse", file, given.out)
+            for kind in ("sqlite", *(["postgresql"] if server else [])):
+                compare(kind, server, file, given.out / "home", parse)
+
+
+def compare(kind: str, server: str, file: Path, folder: Path, parse: dict[str, Any]) -> None:
+    """One line for each way to redact: the floor, ingest, and ingest again."""
+    with new(kind, server, folder) as settings:
+        least = measured("floor", file, folder, **settings)
+    for redact in ("none", "all"):
+        with new(kind, server, folder) as settings:
+            first = measured("ingest", file, folder, REDACT="none" if redact == "none" else "", **settings)
+            again = measured("ingest", file, folder, REDACT="none" if redact == "none" else "", **settings)
+            held = size(kind, server, folder)
+        assert first["stored"] == first["rows"] == again["rows"] and not again["stored"]
+        rate, ground = (case["rows"] / case["seconds"] for case in (first, least))
+        print(
+            f"{kind:<11}{first['rows']:>9} {redact:<7}{ground:>9.0f}{rate:>9.0f}{rate / ground:>7.2f}"
+            f"{parse['rows'] / parse['seconds']:>9.0f}{first['seconds'] / again['seconds']:>7.1f}x"
+            f"{first['memory'] / 1e6:>6.0f} MB{held / first['rows']:>10.0f}", flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
