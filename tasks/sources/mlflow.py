@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -59,6 +60,9 @@ class MLflow:
         Raises:
             SetupError: The server cannot be reached, one does not exist, or none has traces.
         """
+        file = self.address.removeprefix("sqlite:///")
+        if file != self.address and not Path(file).exists():  # which MLflow would make
+            raise SetupError(f"no MLflow store at {file!r}, it does not exist; name the source's `uri`")
         with connected(self.address) as client:
             if self.experiments:
                 return [Experiment(self, *_named(client, name, self.address)) for name in self.experiments]

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tasks.policy import judge
 from tasks.sources import mlflow as source
 from tasks.sources.mlflow import MLflow
 from tests.infra.test_gateway import rows
+from tests.infra.test_registry import free_port
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "How cold is Oslo?"}], "temperature": 0.2}
 ANSWERED = {
@@ -32,39 +33,33 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated store without traces: a copy of it starts in no time."""
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One store for the file, which takes seconds to make; each test has an experiment of its own."""
     import mlflow
 
     with warnings.catch_warnings(action="ignore"):
         import mlflow.pyfunc  # of its own type hints
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
+    folder = tmp_path_factory.mktemp("mlflow")
+    before = mlflow.get_tracking_uri()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        yield mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture
-def uri(empty: Path, home: Path, tmp_path: Path) -> Iterator[str]:
-    """A store that MLflow's functions write to, with an experiment `weather`."""
-    file = tmp_path / "mlflow.db"
-    file.write_bytes(empty.read_bytes())
-    with written_to(f"sqlite:///{file}", tmp_path):
-        yield f"sqlite:///{file}"
+def weather(store: str, home: Path, tmp_path: Path, request: pytest.FixtureRequest) -> MLflow:
+    """An experiment that MLflow's functions write to, as a source."""
+    return experiment(request.node.name, store, tmp_path)
 
 
-@contextmanager
-def written_to(uri: str, folder: Path) -> Iterator[None]:
+def experiment(name: str, uri: str, folder: Path) -> MLflow:
     import mlflow
 
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    location = folder.joinpath("artifacts").as_uri() if uri.startswith("sqlite") else None
-    mlflow.set_experiment(experiment_id=mlflow.create_experiment("weather", artifact_location=location))
-    try:
-        yield
-    finally:
-        mlflow.flush_trace_async_logging()
-        mlflow.set_tracking_uri(before)
+    location = None if uri.startswith("http") else folder.joinpath("artifacts").as_uri()
+    mlflow.set_experiment(experiment_id=mlflow.create_experiment(name, artifact_location=location))
+    return MLflow(uri, (name,))
 
 
 def call(
@@ -89,24 +84,20 @@ def said(trace: str, value: Any, name: str = "thumbs", by: str = "HUMAN", **more
     import mlflow
     from mlflow.entities import AssessmentSource
 
-    mlflow.flush_trace_async_logging()
     log = mlflow.log_expectation if more.pop("expected", False) else mlflow.log_feedback
     return log(trace_id=trace, name=name, value=value, source=AssessmentSource(by, "ann"), **more)
 
 
-def read(uri: str, **options: Any) -> dict[str, Any]:
-    import mlflow
-
-    mlflow.flush_trace_async_logging()
-    counts = ingest(MLflow(uri, **options))
+def read(spec: MLflow, **options: Any) -> dict[str, Any]:
+    counts = ingest(replace(spec, **options))
     assert counts["rows"] == sum(counts[key] for key in ("interactions", "feedback", "duplicates", "quarantined"))
     return counts
 
 
-def test_a_call_as_autologging_traces_it_is_an_interaction(uri: str) -> None:
+def test_a_call_as_autologging_traces_it_is_an_interaction(weather: MLflow) -> None:
     trace, span = call(session="s-1", mlflow__chat__tools=[TOOL])
-    counts = read(uri)
-    assert (counts["interactions"], counts["workloads"]) == (1, ["weather"])
+    counts = read(weather)
+    assert (counts["interactions"], counts["workloads"]) == (1, list(weather.experiments))
     (row,) = rows(Interaction)
     assert (row.source, row.external_id, row.conversation, row.client) == ("mlflow", f"{trace}-{span}", "s-1", "ann")
     assert (row.model, row.prompt_tokens, row.completion_tokens) == ("m-2026", 9, 4)
@@ -117,23 +108,23 @@ def test_a_call_as_autologging_traces_it_is_an_interaction(uri: str) -> None:
     assert abs((datetime.now(UTC) - row.at).total_seconds()) < 60
 
 
-def test_reading_again_adds_nothing_and_finds_what_was_said_since(uri: str) -> None:
+def test_reading_again_adds_nothing_and_finds_what_was_said_since(weather: MLflow) -> None:
     first, _ = call()
-    read(uri)
+    read(weather)
     call()
-    counts = read(uri)
+    counts = read(weather)
     assert (counts["interactions"], counts["duplicates"]) == (1, 1)
     said(first, False)
-    counts = read(uri)
+    counts = read(weather)
     assert (counts["interactions"], counts["feedback"], counts["duplicates"]) == (0, 1, 2)
-    again = read(uri)
+    again = read(weather)
     assert (again["interactions"], again["feedback"], again["duplicates"]) == (0, 0, 3)
 
 
-def test_only_the_days_of_the_lookback_are_read_again(uri: str) -> None:
+def test_only_the_days_of_the_lookback_are_read_again(weather: MLflow) -> None:
     import mlflow
 
-    client = mlflow.MlflowClient(uri)
+    client = mlflow.MlflowClient()
     day = source.DAY_MS * 1_000_000
     for age in (30, 20, 3, 0):
         start = 1_790_000_000_000_000_000 - age * day
@@ -141,18 +132,18 @@ def test_only_the_days_of_the_lookback_are_read_again(uri: str) -> None:
         client.end_trace(span.trace_id, outputs="answer", end_time_ns=start + 1_000_000)
         last = span.trace_id
         said(last, True)
-    assert read(uri)["rows"] == 8
+    assert read(weather)["rows"] == 8
     with session(write=False) as db:
         position = dict(db.scalars(select(Cursor)).one().position)
-    (part,) = MLflow(uri, lookback=7).parts()
+    (part,) = weather.parts()
     assert len(list(part.read(position))) == 4 and part.skipped == 4
-    (part,) = MLflow(uri, lookback=25).parts()
+    (part,) = replace(weather, lookback=25).parts()
     assert len(list(part.read(position))) == 6 and part.skipped == 2
-    again = read(uri)
+    again = read(weather)
     assert (again["rows"], again["duplicates"]) == (8, 8)
 
 
-def test_opinions_reach_the_call_they_are_about(uri: str) -> None:
+def test_opinions_reach_the_call_they_are_about(weather: MLflow) -> None:
     trace, span = call()
     said(trace, True)
     said(trace, "no", name="helpful", span_id=span)
@@ -160,40 +151,37 @@ def test_opinions_reach_the_call_they_are_about(uri: str) -> None:
     said(trace, 0.3, name="relevance", by="LLM_JUDGE")
     said(trace, "yes", name="correctness", by="LLM_JUDGE")
     said(trace, "off topic", name="remark")
-    read(uri)
+    read(weather)
     found = rows(Feedback)
     assert {row.record_id for row in found} == {f"{trace}-{span}"}
-    assert sorted((row.kind, row.value) for row in found if row.kind != "correction") == sorted(
-        [
-            ("thumb", {"value": 1, "metric": "thumbs"}), ("thumb", {"value": -1, "metric": "helpful"}),
-            ("rating", {"value": 0.3, "metric": "relevance"}), ("rating", {"value": 1.0, "metric": "correctness"}),
-            ("label", {"value": "off topic", "metric": "remark"}),
-        ],
-        key=repr,
-    ) or len(found) == 6  # fmt: skip
+    kept = {row.value["metric"]: (row.kind, row.value["value"]) for row in found if row.kind != "correction"}
+    assert kept == {
+        "thumbs": ("thumb", 1), "helpful": ("thumb", -1), "relevance": ("rating", 0.3), "correctness": ("rating", 1.0),
+        "remark": ("label", "off topic"),
+    }  # fmt: skip
     with session(write=False) as db:
-        (case,) = gather(db, "weather", 10)
+        (case,) = gather(db, weather.experiments[0], 10)
     verdict = judge(case.answer, case.opinions)
     assert (verdict.rule, verdict.answer) == ("correction", {"role": "assistant", "content": "4.5 degrees."})
 
 
-def test_a_judge_decides_nothing_and_yes_to_a_fault_is_a_thumb_down(uri: str) -> None:
+def test_a_judge_decides_nothing_and_yes_to_a_fault_is_a_thumb_down(weather: MLflow) -> None:
     trace, _ = call()
     said(trace, False, name="correctness", by="LLM_JUDGE")
     said(trace, False, name="is_json", by="CODE")
     said(trace, "Something else.", name="expected_response", by="LLM_JUDGE", expected=True)
-    read(uri)
+    read(weather)
     with session(write=False) as db:
-        (case,) = gather(db, "weather", 10)
+        (case,) = gather(db, weather.experiments[0], 10)
         assert judge(case.answer, case.opinions).rule == "nothing" and len(case.opinions) == 3
     said(trace, True, name="hallucination")
-    read(uri)
+    read(weather)
     with session(write=False) as db:
-        (case,) = gather(db, "weather", 10)
+        (case,) = gather(db, weather.experiments[0], 10)
         assert judge(case.answer, case.opinions).rule == "objection"
 
 
-def test_overridden_deleted_and_failed_assessments_are_no_rows_and_changed_ones_are_new(uri: str) -> None:
+def test_overridden_deleted_and_failed_assessments_are_no_rows_and_changed_ones_are_new(weather: MLflow) -> None:
     import mlflow
     from mlflow.entities import AssessmentSource, Expectation
 
@@ -205,19 +193,19 @@ def test_overridden_deleted_and_failed_assessments_are_no_rows_and_changed_ones_
     mlflow.delete_assessment(trace_id=trace, assessment_id=gone.assessment_id)
     mlflow.log_feedback(trace_id=trace, name="judge", error="timeout")
     right = said(trace, "4", name="ground truth", expected=True)
-    read(uri)
-    assert [(row.kind, row.value) for row in rows(Feedback)] == [
-        ("thumb", {"value": 1, "metric": "thumbs"}), ("correction", {"role": "assistant", "content": "4"}),
-    ]  # fmt: skip
+    read(weather)
+    assert {row.kind: row.value for row in rows(Feedback)} == {
+        "thumb": {"value": 1, "metric": "thumbs"}, "correction": {"role": "assistant", "content": "4"},
+    }  # fmt: skip
     mlflow.update_assessment(trace, right.assessment_id, Expectation(name="ground truth", value="5"))
-    assert (read(uri)["feedback"], read(uri)["feedback"]) == (1, 0)
+    assert (read(weather)["feedback"], read(weather)["feedback"]) == (1, 0)
     with session(write=False) as db:
-        (case,) = gather(db, "weather", 10)
+        (case,) = gather(db, weather.experiments[0], 10)
         verdict = judge(case.answer, case.opinions)
     assert verdict.answer == {"role": "assistant", "content": "5"}
 
 
-def test_a_trace_of_several_calls_is_several_interactions_of_one_conversation(uri: str) -> None:
+def test_a_trace_of_several_calls_is_several_interactions_of_one_conversation(weather: MLflow) -> None:
     import mlflow
 
     with mlflow.start_span("agent", span_type="AGENT") as root:
@@ -232,7 +220,7 @@ def test_a_trace_of_several_calls_is_several_interactions_of_one_conversation(ur
     said(trace, True)
     said(trace, False, span_id=outer.span_id)
     said(trace, "5", name="expected_answer", expected=True)
-    counts = read(uri)
+    counts = read(weather)
     assert (counts["interactions"], counts["feedback"], counts["quarantined"]) == (2, 2, 1)
     assert {row.external_id: row.conversation for row in rows(Interaction)} == {
         f"{trace}-{first}": trace, f"{trace}-{second}": trace,
@@ -243,26 +231,26 @@ def test_a_trace_of_several_calls_is_several_interactions_of_one_conversation(ur
     assert "log it with the span_id" in counts["problems"][0]
 
 
-def test_what_is_said_of_a_session_is_about_the_conversation(uri: str) -> None:
+def test_what_is_said_of_a_session_is_about_the_conversation(weather: MLflow) -> None:
     trace, _ = call(session="s-1")
     said(trace, False, name="resolved", metadata={"mlflow.trace.session": "s-1"})
-    read(uri)
+    read(weather)
     (opinion,) = rows(Feedback)
     assert (opinion.record_id, opinion.value["target"]) == ("s-1", "episode")
 
 
-def test_a_failed_call_is_an_error(uri: str) -> None:
+def test_a_failed_call_is_an_error(weather: MLflow) -> None:
     import mlflow
 
     with pytest.raises(TimeoutError), mlflow.start_span("Completions", span_type="CHAT_MODEL") as span:
         span.set_inputs(ASKED)
         raise TimeoutError("no answer in 30 s")
-    read(uri)
+    read(weather)
     (row,) = rows(Interaction)
     assert row.response["error"] == {"message": "TimeoutError: no answer in 30 s", "type": "TimeoutError"}
 
 
-def test_a_plain_function_counts_where_it_was_clearly_asked_and_answered(uri: str) -> None:
+def test_a_plain_function_counts_where_it_was_clearly_asked_and_answered(weather: MLflow) -> None:
     import mlflow
 
     @mlflow.trace
@@ -285,22 +273,25 @@ def test_a_plain_function_counts_where_it_was_clearly_asked_and_answered(uri: st
     chat(ASKED["messages"])  # type: ignore[arg-type]
     add(2, 2)
     search("Oslo")
-    counts = read(uri)
+    counts = read(weather)
     assert (counts["interactions"], counts["quarantined"]) == (2, 1)
     assert "was given 'one', 'other', neither messages nor one text" in counts["problems"][0]
-    assert [row.request["messages"][0]["content"] for row in rows(Interaction)] == ["How cold?", "How cold is Oslo?"]
-    assert rows(Interaction)[0].response["choices"][0]["message"]["content"] == "How cold? Four."
+    answers = {
+        row.request["messages"][0]["content"]: row.response["choices"][0]["message"]["content"]
+        for row in rows(Interaction)
+    }
+    assert answers == {"How cold?": "How cold? Four.", "How cold is Oslo?": "Four."}
 
 
-def test_a_quarantined_call_holds_nothing_up_and_can_be_parsed_again(uri: str) -> None:
+def test_a_quarantined_call_holds_nothing_up_and_can_be_parsed_again(weather: MLflow) -> None:
     trace, span = call({"city": "Oslo"})
     call()
-    counts = read(uri)
+    counts = read(weather)
     assert (counts["interactions"], counts["quarantined"]) == (1, 1)
     (kept,) = rows(Quarantine)
     assert kept.position == f"trace {trace}" and "neither messages nor text" in kept.reason
     said(trace, True)
-    again = read(uri)
+    again = read(weather)
     assert (again["interactions"], again["duplicates"], again["quarantined"], again["feedback"]) == (0, 1, 1, 1)
     assert len(rows(Quarantine)) == 1
     mended = json.loads(kept.raw)
@@ -309,7 +300,7 @@ def test_a_quarantined_call_holds_nothing_up_and_can_be_parsed_again(uri: str) -
     assert parsed.row is not None and parsed.row.external_id == f"{trace}-{span}"
 
 
-def test_the_workload_is_what_the_trace_says_else_what_is_told_else_the_experiment(uri: str) -> None:
+def test_the_workload_is_what_the_trace_says_else_what_is_told_else_the_experiment(weather: MLflow) -> None:
     import mlflow
 
     with mlflow.start_span("agent"):
@@ -317,58 +308,58 @@ def test_the_workload_is_what_the_trace_says_else_what_is_told_else_the_experime
         call()
         call(flywheel__workload="classify")
     call()
-    assert read(uri, workload="told")["workloads"] == ["classify", "tagged", "told"]
+    assert read(weather, workload="told")["workloads"] == ["classify", "tagged", "told"]
 
 
-def test_traces_of_scorers_and_those_still_going_on_are_no_rows(uri: str) -> None:
+def test_traces_of_scorers_and_those_still_going_on_are_no_rows(weather: MLflow) -> None:
     import mlflow
 
     trace, _ = call()
     call()
-    mlflow.flush_trace_async_logging()
-    mlflow.MlflowClient(uri).set_trace_tag(trace, "mlflow.trace.sourceScorer", "judge")
+    mlflow.MlflowClient().set_trace_tag(trace, "mlflow.trace.sourceScorer", "judge")
     span = mlflow.start_span_no_context("Completions", span_type="LLM", inputs="How cold?")
-    assert read(uri)["rows"] == 1
+    assert read(weather)["rows"] == 1
     span.end(outputs="4 degrees.")
-    assert read(uri)["interactions"] == 1
+    assert read(weather)["interactions"] == 1
 
 
-def test_experiments_are_parts_by_name_or_id(uri: str) -> None:
+def test_experiments_are_parts_by_name_or_id(weather: MLflow, tmp_path: Path) -> None:
     import mlflow
 
     call()
-    mlflow.set_experiment("other")
+    other = experiment("other", weather.uri, tmp_path)
     call()
-    mlflow.flush_trace_async_logging()
-    assert [part.label for part in MLflow(uri).parts()] == [f"experiment {n!r} of {uri}" for n in ("other", "weather")]
+    experiment("empty", weather.uri, tmp_path)
+    everything = [part.label for part in MLflow(weather.uri).parts()]
+    assert f"experiment 'other' of {weather.uri}" in everything and not any("'empty'" in one for one in everything)
     number = mlflow.get_experiment_by_name("other").experiment_id
-    assert read(uri, experiments=("weather", number))["workloads"] == ["other", "weather"]
-    with pytest.raises(SetupError, match=r"experiment 'wether' does not exist .* known are 'other', 'weather'"):
-        MLflow(uri, experiments=("wether",)).parts()
+    found = read(weather, experiments=(*weather.experiments, number))["workloads"]
+    assert found == sorted([*weather.experiments, *other.experiments])
+    with pytest.raises(SetupError, match=r"experiment 'othr' does not exist .* known are .*'other'"):
+        MLflow(weather.uri, ("othr",)).parts()
 
 
-@pytest.mark.parametrize(
-    ("uri", "reason"),
-    [("http://127.0.0.1:9", "cannot be reached"), ("sqlite:////nowhere/at/all.db", "failed")],
-)
-def test_a_server_that_is_away_is_one_line(uri: str, reason: str, home: Path) -> None:
-    with pytest.raises(SetupError, match=reason) as caught:
-        MLflow(uri).parts()
-    assert uri in str(caught.value) and "the source's `uri`" in str(caught.value)
+def test_a_server_that_is_away_is_one_line(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"cannot be reached .*; start it, or check the source's `uri`"):
+        MLflow("http://127.0.0.1:9").parts()
+    missing = tmp_path / "mlflow.db"
+    with pytest.raises(SetupError, match="does not exist"):
+        MLflow(f"sqlite:///{missing}").parts()
+    assert not missing.exists()
 
 
-def test_a_store_without_traces_says_so(uri: str) -> None:
-    with pytest.raises(SetupError, match="no experiment with traces"):
-        MLflow(uri).parts()
+def test_without_a_uri_it_is_the_store_of_the_settings(home: Path) -> None:
+    with pytest.raises(SetupError, match=r"no MLflow store at .*home/mlflow.db"):
+        MLflow().parts()
 
 
-def test_every_page_of_a_real_server_is_read(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
+def test_every_page_of_a_real_server_is_read(
+    store: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
 
     monkeypatch.setattr(source, "PAGE", 10)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     with Servers(tmp_path / "logs") as servers:
@@ -382,12 +373,16 @@ def test_every_page_of_a_real_server_is_read(home: Path, tmp_path: Path, monkeyp
             {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )  # fmt: skip
         servers.wait_for("mlflow", f"{address}/health")
-        with written_to(address, tmp_path):
+        mlflow.set_tracking_uri(address)
+        try:
+            weather = experiment("weather", address, tmp_path)
             for number in range(35):
                 trace, _ = call({"messages": [{"role": "user", "content": f"question {number}"}]})
             said(trace, False)
-            counts = read(address)
+            counts = read(weather)
             assert (counts["interactions"], counts["feedback"], counts["quarantined"]) == (35, 1, 0)
             assert len({row.request["messages"][0]["content"] for row in rows(Interaction)}) == 35
-            again = read(address)
+            again = read(weather)
             assert (again["interactions"], again["feedback"], again["duplicates"]) == (0, 0, 36)
+        finally:
+            mlflow.set_tracking_uri(store)
