@@ -36,19 +36,18 @@ EXPECTED = {
 
 
 def opinion(said: Any, metric: str | None, person: bool = True) -> Record:
-    """`{kind, value, metric}` of a judgement.
+    """`{kind, value, metric}` of a judgement; a rating always has a metric, for its scale is not known.
 
     Raises:
         Rejected: Nothing is said.
     """
-    metric = metric or "evaluation"
     sign = verdict(said, metric)
     if sign is not None and person:
         return {"kind": "thumb", "value": sign, "metric": metric}
     if sign is not None and isinstance(said, str):
-        return {"kind": "rating", "value": float(plain(said) in YES | GOOD), "metric": metric}
+        said = plain(said) in YES | GOOD
     if isinstance(said, bool | int | float):
-        return {"kind": "rating", "value": float(said), "metric": metric}
+        return {"kind": "rating", "value": float(said), "metric": metric or "evaluation"}
     if said is None or said == "":
         raise Rejected("an evaluation says nothing")
     return {"kind": "label", "value": as_text(said), "metric": metric}
