@@ -48,7 +48,7 @@ class Langfuse:
     ] = ()
     name: Literal["langfuse"] = SOURCE
     workload: Annotated[str, Field(description="Workload of calls that name none; else the trace's name")] = ""
-    lookback: Annotated[int, Field(ge=1, description="Days of the API's records that are read again")] = 1
+    lookback: Annotated[int, Field(ge=1, description="Days before the latest record that are read again; mlflow 7")] = 1
 
     def parts(self) -> list[Part]:
         """The files, and of each address the observations and the scores.

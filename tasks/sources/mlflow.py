@@ -48,7 +48,7 @@ class MLflow:
     experiments: Annotated[tuple[str, ...], Field(description="Names or ids of experiments; default all")] = ()
     name: Literal["mlflow"] = SOURCE
     workload: Annotated[str, Field(description="Workload of calls that name none; else the experiment")] = ""
-    lookback: Annotated[int, Field(ge=1, description="Days that are read again for what was said since")] = 7
+    lookback: Annotated[int, Field(ge=1, description="Days before the latest trace that are read again")] = 7
 
     @property
     def address(self) -> str:
