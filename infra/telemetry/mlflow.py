@@ -17,8 +17,8 @@ Contents are read from the spans: the previews beside them are cut at 1,000 char
 An assessment is about the call of its span, or the only call below it; one of a whole trace is about its only call, or
 else, as one of a session, about the conversation. What it says is read by the rule of `opinions.py`: only HUMAN is a
 person. An expectation is a correction if its name says that it is the right answer (`expected_response`,
-`ground_truth`…), else a label. Assessments that were overridden (`valid` is false), that failed or that point to an
-issue are no rows; one that was changed in place is another record than before.
+`ground_truth`…), else a label. Assessments that were overridden (`valid` is false), that failed or say NaN, or that
+point to an issue are no rows; one that was changed in place is another record than before.
 
 Source: MLflow 3.17 `mlflow.entities`, `mlflow.tracing.constant`.
 """
@@ -108,12 +108,7 @@ def _above(span: Record, spans: Sequence[Record]) -> Iterator[str]:
 def attribute(span: Mapping[str, Any], key: str) -> Any:
     """What an attribute says: each is kept as the JSON of it."""
     held = (span.get("attributes") or {}).get(key)
-    if isinstance(held, str):
-        try:
-            return json.loads(held)
-        except (ValueError, RecursionError):
-            return held
-    return held
+    return payloads.unpacked(held) if isinstance(held, str) else held
 
 
 def hexadecimal(span_id: str) -> str:
@@ -190,7 +185,7 @@ def says_something(assessment: Record) -> bool:
 def _said(assessment: Record) -> Any:
     held = assessment.get("feedback") or assessment.get("expectation") or {}
     if "serialized_value" in held:
-        return json.loads(held["serialized_value"]["value"])
+        return payloads.unpacked(held["serialized_value"]["value"])
     return held.get("value")
 
 

@@ -21,7 +21,7 @@ Sources: OpenAI API reference (chat, completions, responses); Anthropic Messages
 import json
 from typing import Any
 
-from infra.database.messages import Rejected, assembled, kind
+from infra.database.messages import Rejected, assembled, kind, loads
 from infra.telemetry.conventions import of_parts
 
 Record = dict[str, Any]
@@ -38,12 +38,23 @@ FINISHED = {"tool_call": "tool_calls", "tool_use": "tool_calls", "end_turn": "st
 
 def structure(said: Any) -> Any:
     """What a text of a JSON object or list holds; anything else stays."""
-    if isinstance(said, str) and said.lstrip()[:1] in ("{", "["):
+    return unpacked(said) if isinstance(said, str) and said.lstrip()[:1] in ("{", "[") else said
+
+
+def unpacked(text: str) -> Any:
+    """What a text says as JSON, or the text where it is none.
+
+    Raises:
+        Rejected: It is JSON with NaN or Infinity, which no database stores.
+    """
+    try:
+        return loads(text.encode("utf-8", "surrogatepass"))
+    except Rejected:
         try:
-            return json.loads(said)
+            json.loads(text)
         except (ValueError, RecursionError):
-            return said
-    return said
+            return text
+        raise
 
 
 def request(given: Any) -> Record:

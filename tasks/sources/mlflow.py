@@ -147,8 +147,18 @@ class Experiment:
                     return
 
     def _entries(self, trace: Any) -> Iterator[tuple[str, Parsed]]:
+        trace.info.assessments = [one for one in trace.info.assessments if _is_json(getattr(one, "value", None))]
         document = trace.to_dict()
         document["info"].setdefault("trace_location", {}).setdefault("mlflow_experiment", {})["name"] = self.name
         at = datetime.fromtimestamp(trace.info.request_time / 1000, UTC)
         for parsed in self.spec.parse(json.dumps(document).encode(), at):
             yield f"trace {trace.info.trace_id}", parsed
+
+
+def _is_json(value: Any) -> bool:
+    """Whether MLflow can write it down: a score of NaN, which says nothing, it keeps but cannot."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True

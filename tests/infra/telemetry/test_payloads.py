@@ -62,7 +62,9 @@ def test_text_is_a_message_of_the_user(given: Any) -> None:
     assert payloads.request(given)["messages"] == [{"role": "user", "content": "How cold?"}]
 
 
-@pytest.mark.parametrize("given", [{"city": "Oslo"}, '{"city": "Oslo"}', [], [1], None, 5, {}, {"messages": [{}]}])
+@pytest.mark.parametrize(
+    "given", [{"city": "Oslo"}, '{"city": "Oslo"}', [], [1], None, 5, {}, {"messages": [{}]}, "[NaN]"]
+)
 def test_what_is_neither_messages_nor_text_is_refused(given: Any) -> None:
     with pytest.raises(Rejected):
         payloads.request(given)

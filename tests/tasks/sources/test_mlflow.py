@@ -300,6 +300,16 @@ def test_a_quarantined_call_holds_nothing_up_and_can_be_parsed_again(weather: ML
     assert parsed.row is not None and parsed.row.external_id == f"{trace}-{span}"
 
 
+def test_what_no_database_stores_costs_its_own_record(weather: MLflow) -> None:
+    call({**ASKED, "temperature": float("nan")})
+    trace, _ = call()
+    said(trace, float("nan"), name="relevance", by="LLM_JUDGE")
+    said(trace, True)
+    counts = read(weather)
+    assert (counts["interactions"], counts["feedback"], counts["quarantined"]) == (1, 1, 1)
+    assert "NaN is no number" in counts["problems"][0]
+
+
 def test_the_workload_is_what_the_trace_says_else_what_is_told_else_the_experiment(weather: MLflow) -> None:
     import mlflow
 
