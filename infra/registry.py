@@ -7,32 +7,22 @@ FLYWHEEL_MLFLOW names a server instead.
 
 import hashlib
 import json
-import logging
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 from infra.settings import SetupError, settings
+from infra.tracking import connected
 
 CHAMPION, PREVIOUS = "champion", "previous"
 HASH = "artifact_hash"
 SERVED = "flywheel:"
-ENVIRONMENT = {
-    # By itself MLflow retries a server that is gone for minutes, and prints links into our standard output.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
 
 
 @dataclass(frozen=True)
@@ -201,62 +191,15 @@ def rollback(workload: str) -> tuple[str, str]:
 
 @contextmanager
 def _mlflow() -> Iterator[Any]:
-    """MLflow's client; what goes wrong with the store or the way to it becomes one line.
-
-    Raises:
-        SetupError: Names the URI and FLYWHEEL_MLFLOW.
-    """
+    """MLflow's client on the registry that the settings name."""
     uri = settings().mlflow_uri
-    _require_listener(uri)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import mlflow
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
+    with connected(uri) as client:
+        import mlflow
 
-    try:
-        client = _client(uri)
         # The client alone is not enough: on SQLite the registry's store asks the global tracking store for the model.
         if mlflow.get_tracking_uri() != uri:
             mlflow.set_tracking_uri(uri)
         yield client
-    except (MlflowException, RequestException, SQLAlchemyError) as problem:
-        first = str(problem).strip().splitlines()[0][:200]
-        raise SetupError(
-            f"MLflow at {_shown(uri)!r} failed ({first}); check FLYWHEEL_MLFLOW, or leave it empty for SQLite"
-        ) from problem
-
-
-def _require_listener(uri: str) -> None:
-    """Fail within three seconds where nothing listens: MLflow itself goes on trying for minutes."""
-    address = urlsplit(uri)
-    ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
-    try:
-        port = address.port or ports.get(address.scheme.partition("+")[0])
-        if address.hostname and port:
-            socket.create_connection((address.hostname, port), timeout=3).close()
-    except (OSError, ValueError) as problem:
-        raise SetupError(
-            f"MLflow at {_shown(uri)!r} cannot be reached ({problem}); start it (`flywheel up`), correct "
-            "FLYWHEEL_MLFLOW, or leave that empty for SQLite in the home"
-        ) from problem
-
-
-def _shown(uri: str) -> str:
-    """The URI without its password."""
-    address = urlsplit(uri)
-    return uri if address.password is None else uri.replace(f":{address.password}@", ":***@")
-
-
-@cache
-def _client(uri: str) -> Any:
-    settings().home.mkdir(parents=True, exist_ok=True)
-    import mlflow
-
-    for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _model(workload: str) -> str:

@@ -47,13 +47,13 @@ def current(said: Attributes) -> Said | None:
     asked, answered = (parsed(said.get(f"gen_ai.{way}.messages")) for way in ("input", "output"))
     if asked is None and answered is None:
         return None
-    messages = [message for one in _list(asked, "gen_ai.input.messages") for message in _of_parts(one)]
+    messages = [message for one in _list(asked, "gen_ai.input.messages") for message in of_parts(one)]
     instructions = parsed(said.get("gen_ai.system_instructions"))
     if instructions:
         parts = instructions if isinstance(instructions, list) else [{"type": "text", "content": instructions}]
-        messages[:0] = _of_parts({"role": "system", "parts": parts})
+        messages[:0] = of_parts({"role": "system", "parts": parts})
     answers = [
-        (_of_parts({"role": "assistant", **one})[-1], one.get("finish_reason"))
+        (of_parts({"role": "assistant", **one})[-1], one.get("finish_reason"))
         for one in _list(answered, "gen_ai.output.messages")
     ]
     return messages, answers
@@ -65,7 +65,7 @@ def _list(value: Any, what: str) -> list[Any]:
     return value or []
 
 
-def _of_parts(message: Any) -> list[Message]:
+def of_parts(message: Any) -> list[Message]:
     """A message of parts in OpenAI's form; a tool's has one for each response."""
     if not isinstance(message, dict):
         raise Rejected("a message is no object")

@@ -5,8 +5,8 @@ Where the messages are, and in whose convention, is in `conventions.py`. A span 
 the span's.
 
 An event `gen_ai.evaluation.result` is feedback on the response it names, or else on the call whose span it belongs to
-(the id of whose response is known only where both come in one request). A label that is plainly good or bad is a thumb;
-a number is a rating of the metric it is called by, on a scale nobody knows.
+(the id of whose response is known only where both come in one request). What it says is read by the rule of
+`opinions.py`, as a person's word: the conventions do not say whose it is.
 
 The workload is the attribute `flywheel.workload` of the span or of its resource, else what the reader is told, else the
 resource's `service.name`.
@@ -24,7 +24,9 @@ from typing import Any, Literal, NamedTuple
 from infra.database.jsontext import Rejected
 from infra.database.records import Parsed, parse
 from infra.telemetry.conventions import CHOICE, MESSAGE, messages, tools
+from infra.telemetry.opinions import opinion, verdict
 from infra.telemetry.otlp import Attributes, Event, Span, parsed, read
+from infra.telemetry.payloads import finished
 
 SOURCE: Literal["otel"] = "otel"
 Record = dict[str, Any]
@@ -32,8 +34,6 @@ Record = dict[str, Any]
 CALLS = ("chat", "text_completion", "generate_content", "completion")
 DETAILS = "gen_ai.client.inference.operation.details"
 EVALUATION = "gen_ai.evaluation.result"
-GOOD = {"pass", "passed", "correct", "true", "good", "positive", "up", "thumbs_up", "accepted"}
-BAD = {"fail", "failed", "incorrect", "false", "bad", "negative", "down", "thumbs_down", "rejected"}
 # Of a request: our name <- theirs, the first that is there.
 PARAMETERS = {
     "model": ("gen_ai.request.model", "llm.model_name", "gen_ai.response.model"),
@@ -53,7 +53,6 @@ NO_CONTENT = (
     "a span without messages: its instrumentation leaves them out unless it is told otherwise, most by "
     "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 )
-FINISHED = {"tool_call": "tool_calls", "tool_use": "tool_calls", "end_turn": "stop", "max_tokens": "length"}
 
 
 class Call(NamedTuple):
@@ -156,7 +155,7 @@ def _interaction(span: Span, workload: str) -> Record:
         response["model"] = model
     if answers:
         response["choices"] = [
-            {"index": i, "message": message, "finish_reason": _finished(reason or (reasons[i : i + 1] or [None])[0])}
+            {"index": i, "message": message, "finish_reason": finished(reason or (reasons[i : i + 1] or [None])[0])}
             for i, (message, reason) in enumerate(answers)
         ]
     elif span.error:
@@ -188,10 +187,6 @@ def _chosen(said: Attributes, table: Mapping[str, tuple[str, ...]]) -> Record:
     return {ours: held for ours, held in found.items() if held is not None}
 
 
-def _finished(reason: Any) -> Any:
-    return FINISHED.get(reason, reason) if isinstance(reason, str) else None
-
-
 def _feedback(event: Event, of_span: str) -> Record:
     """`of_span` is the id of the response of the event's span, where that is known."""
     said = event.attributes | (event.body if isinstance(event.body, dict) else {})
@@ -200,12 +195,7 @@ def _feedback(event: Event, of_span: str) -> Record:
         raise Rejected("an evaluation names neither a gen_ai.response.id nor belongs to a span")
     label, score = said.get("gen_ai.evaluation.score.label"), said.get("gen_ai.evaluation.score.value")
     metric = said.get("gen_ai.evaluation.name")
-    record: Record = {"record_id": about, "timestamp": event.at.isoformat(), "metric": metric}
-    plain = str(label).strip().lower().replace(" ", "_")
-    if plain in GOOD | BAD:
-        return {**record, "kind": "thumb", "value": 1 if plain in GOOD else -1}
-    if score is not None:
-        return {**record, "kind": "rating", "value": score, "metric": metric or "evaluation"}
-    if label is not None:
-        return {**record, "kind": "label", "value": str(label)}
-    raise Rejected("an evaluation has neither score.value nor score.label")
+    if label is None and score is None:
+        raise Rejected("an evaluation has neither score.value nor score.label")
+    judged = score if score is not None and verdict(label, metric) is None else label
+    return {"record_id": about, "timestamp": event.at.isoformat(), **opinion(judged, metric)}

@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from tasks.sources.jsonl import JSONL
+from tasks.sources.langfuse import Langfuse
+from tasks.sources.mlflow import MLflow
 from tasks.sources.otel import OTel
 
-Source = Annotated[JSONL | OTel, Field(discriminator="name")]
+Source = Annotated[JSONL | Langfuse | MLflow | OTel, Field(discriminator="name")]

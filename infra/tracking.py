@@ -1,0 +1,78 @@
+"""The way to an MLflow server or store: its client, and one line for what goes wrong on the way."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from infra.settings import SetupError, settings
+
+ENVIRONMENT = {
+    # By itself MLflow retries a server that is gone for minutes, and prints links into our standard output.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+@contextmanager
+def connected(uri: str) -> Iterator[Any]:
+    """MLflow's client; what goes wrong with the store or the way to it becomes one line.
+
+    Raises:
+        SetupError: Names the URI and where it was set.
+    """
+    _require_listener(uri)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield _client(uri)
+    except (MlflowException, RequestException, SQLAlchemyError) as problem:
+        first = str(problem).strip().splitlines()[0][:200]
+        raise SetupError(f"MLflow at {shown(uri)!r} failed ({first}); {_way_out(uri)}") from problem
+
+
+def _require_listener(uri: str) -> None:
+    """Fail within three seconds where nothing listens: MLflow itself goes on trying for minutes."""
+    address = urlsplit(uri)
+    ports = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
+    try:
+        port = address.port or ports.get(address.scheme.partition("+")[0])
+        if address.hostname and port:
+            socket.create_connection((address.hostname, port), timeout=3).close()
+    except (OSError, ValueError) as problem:
+        raise SetupError(
+            f"MLflow at {shown(uri)!r} cannot be reached ({problem}); start it, or {_way_out(uri)}"
+        ) from problem
+
+
+def _way_out(uri: str) -> str:
+    if uri == settings().mlflow_uri:
+        return "check FLYWHEEL_MLFLOW, or leave it empty for SQLite in the home"
+    return "check the source's `uri`"
+
+
+def shown(uri: str) -> str:
+    """The URI without its password."""
+    address = urlsplit(uri)
+    return uri if address.password is None else uri.replace(f":{address.password}@", ":***@")
+
+
+@cache
+def _client(uri: str) -> Any:
+    settings().home.mkdir(parents=True, exist_ok=True)
+    import mlflow
+
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
