@@ -31,7 +31,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from infra.database.messages import Rejected, kind
+from infra.database.jsontext import Rejected
+from infra.database.messages import kind
 from infra.database.records import Parsed, digest, moment, number, parse
 from infra.telemetry import payloads
 from infra.telemetry.opinions import opinion

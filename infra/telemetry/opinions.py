@@ -17,7 +17,7 @@ import json
 import re
 from typing import Any
 
-from infra.database.messages import Rejected
+from infra.database.jsontext import Rejected
 
 Record = dict[str, Any]
 

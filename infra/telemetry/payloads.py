@@ -21,7 +21,8 @@ Sources: OpenAI API reference (chat, completions, responses); Anthropic Messages
 import json
 from typing import Any
 
-from infra.database.messages import Rejected, assembled, kind, loads
+from infra.database.jsontext import Rejected, loads
+from infra.database.messages import assembled, kind
 from infra.telemetry.conventions import of_parts
 
 Record = dict[str, Any]

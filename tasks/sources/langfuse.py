@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from infra import langfuse as api
-from infra.database.messages import Rejected, loads
+from infra.database.jsontext import Rejected, loads
 from infra.database.records import Parsed, moment
 from infra.settings import settings
 from infra.telemetry.langfuse import SOURCE, about, camel, is_call, rows, trace_of

@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from infra.database.messages import Rejected, loads
+from infra.database.jsontext import Rejected, loads
 from infra.database.records import Parsed
 from infra.settings import SetupError, settings
 from infra.telemetry.mlflow import SOURCE, rows

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from infra.database.jsontext import Rejected
 from infra.database.messages import (
-    Rejected,
     answer_of,
     assembled,
     assistant_message,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from infra.database.messages import Rejected
+from infra.database.jsontext import Rejected
 from infra.telemetry.opinions import is_expected, opinion
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from infra.database.messages import Rejected, normalized_request, normalized_response
+from infra.database.jsontext import Rejected
+from infra.database.messages import normalized_request, normalized_response
 from infra.telemetry import payloads
 
 WEATHER = {"name": "weather", "arguments": '{"city": "Oslo"}'}
