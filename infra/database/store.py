@@ -8,19 +8,19 @@ PostgreSQL its `COPY` waits, fails, is undone, and looks again.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
-from sqlalchemy import Dialect, Table, delete, select
+from sqlalchemy import ColumnElement, Dialect, Table, any_, delete, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from infra.database.jsontext import to_column
 from infra.database.records import FeedbackRow, InteractionRow, Row
 from infra.database.tables import Cursor, Feedback, Interaction, Quarantine, now
 
 Outcome = Literal["stored", "duplicate", "conflict"]
 Fate = Literal["stored", "duplicate", "quarantined"]
 Key = tuple[str, str]
-CHUNK = 1000  # values in one statement; SQLite takes 32,766
 
 
 class Found(Protocol):
@@ -116,10 +116,17 @@ def _present(db: Session, table: Table, keys: Mapping[Key, Row]) -> dict[Key, st
         ids.setdefault(source, []).append(external_id)
     wanted = select(table.c.external_id, table.c.digest)
     for source, mine in ids.items():
-        for some in _chunks(mine):
-            rows = db.execute(wanted.where(table.c.source == source, table.c.external_id.in_(some)))
-            found |= {(source, external_id): digest for external_id, digest in rows}
+        rows = db.execute(wanted.where(table.c.source == source, among(db, table.c.external_id, mine)))
+        found |= {(source, external_id): digest for external_id, digest in rows}
     return found
+
+
+def among(db: Session, column: Any, values: Sequence[Any]) -> ColumnElement[bool]:
+    """Whether a column is one of many values, sent as one: a statement with a thousand would be parsed each time."""
+    if db.get_bind().dialect.name == "sqlite":
+        each = func.json_each(to_column(values)).table_valued("value")
+        return cast(ColumnElement[bool], column.in_(select(each.c.value)))
+    return cast(ColumnElement[bool], column == any_(literal(list(values), postgresql.ARRAY(column.type))))
 
 
 def _write(db: Session, table: Table, rows: Sequence[Row]) -> None:
@@ -161,8 +168,7 @@ def quarantine(db: Session, entries: Sequence[Quarantine]) -> None:
 
 def release(db: Session, source: str, digests: Sequence[str]) -> None:
     """Take out of quarantine what has been understood since."""
-    for some in _chunks(digests):
-        db.execute(delete(Quarantine).where(Quarantine.source == source, Quarantine.digest.in_(some)))
+    db.execute(delete(Quarantine).where(Quarantine.source == source, among(db, Quarantine.digest, digests)))
 
 
 def move_cursor(db: Session, source: str, position: dict[str, Any]) -> None:
@@ -171,10 +177,6 @@ def move_cursor(db: Session, source: str, position: dict[str, Any]) -> None:
     statement = _dialect(db).insert(_table(Cursor)).values(values)
     moved = {"position": statement.excluded.position, "moved": statement.excluded.moved}
     db.execute(statement.on_conflict_do_update(index_elements=["source"], set_=moved))
-
-
-def _chunks(values: Sequence[str]) -> list[Sequence[str]]:
-    return [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
 
 
 def _table(mapped: type[Any]) -> Table:
