@@ -1,14 +1,14 @@
-"""Ingest at volume, beside its floor: the same rows written by the driver alone, and the same lines parsed and no more.
+"""Ingest at volume, beside its floor (the same rows written by the driver alone), and curation of what it stored.
 
-    python bench/ingest.py [out] [--rows 100000 300000 1000000] [--postgresql URL] [--redact none pii]
+    python bench/ingest.py [out] [--rows 100000 300000 1000000] [--postgresql URL]
 
-`out` (bench/out/ingest) holds the logs it writes: one line an interaction, about 2 kB each, of a simulated support desk
-with a system prompt that all share, one to three turns, order numbers, and in one of twenty an e-mail address or a phone
-number; every twentieth line is followed by feedback. PostgreSQL is a private cluster, if the server's programs are
+`out` (bench/out/ingest) holds the logs it writes: one line an interaction, about 2 kB each, of a made-up support desk:
+a system prompt that all share, one to three turns, order numbers, and in one of thirty an e-mail address or a phone
+number; every twentieth is followed by feedback. PostgreSQL is a private cluster, if the server's programs are
 installed, or what URL names (a server where databases may be created).
 
-Every figure is of a process of its own. Floor and ingest of one database run one after the other, so the ratios hold on a
-busy machine, the rates do not. Memory is the peak of the resident set, imports and all.
+Every figure is of a process of its own. Floor and ingest of one database run one after the other, so the ratios hold
+on a busy machine, the rates do not. Memory is the peak of the resident set, imports and all.
 """
 
 import argparse
@@ -35,8 +35,8 @@ BATCH = 1000
 SYSTEM = (
     "You are the assistant of a shop for outdoor gear. "
     + (
-        "Answer in at most three sentences and name the order when there is one. Never promise a refund before the parcel "
-        "is scanned, and never ask for a card number. Where a customer is angry, say first what you will do. "
+        "Answer in at most three sentences and name the order when there is one. Never promise a refund before the "
+        "parcel is scanned, and never ask for a card number. Where a customer is angry, say first what you will do. "
     )
     * 3
 )
@@ -68,13 +68,15 @@ def lines(rows: int, seed: int = 1) -> Iterator[bytes]:
         name = f"chatcmpl-{chance.getrandbits(128):032x}"
         yield orjson.dumps(
             {
-                "id": name, "timestamp": 1_756_684_800 + n, "workload_id": f"shop.support{n % 4}",
+                "id": name, "timestamp": 1_756_684_800 + n, "workload_id": "shop.support",
                 "client_id": f"c{chance.randint(1, 50_000)}", "conversation_id": f"s{n // 2}",
                 "latency_ms": chance.uniform(200, 2000),
                 "request": {"model": "gpt-4o", "messages": said, "temperature": 0.2, "max_tokens": 512},
                 "response": {
                     "id": name, "object": "chat.completion", "created": 1_756_684_800 + n, "model": "gpt-4o-2024-08-06",
-                    "choices": [{"index": 0, "message": {"role": "assistant", "content": words(40)}, "finish_reason": "stop"}],
+                    "choices": [
+                        {"index": 0, "message": {"role": "assistant", "content": words(40)}, "finish_reason": "stop"}
+                    ],
                     "usage": {"prompt_tokens": 400, "completion_tokens": 60, "total_tokens": 460},
                 },
             }
@@ -128,17 +130,16 @@ def floor(file: Path) -> dict[str, float]:
                 if not mine:
                     continue
                 names, values = _tuples(_table(mapped), mine, dialect)
+                columns = ", ".join(names)
                 started = time.perf_counter()
                 cursor = driver.cursor()
                 if dialect.name == "sqlite":
                     cursor.execute("BEGIN IMMEDIATE")
-                    cursor.executemany(
-                        f"INSERT INTO {mapped.__tablename__} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
-                        values,
-                    )
+                    marks = ", ".join("?" * len(names))
+                    cursor.executemany(f"INSERT INTO {mapped.__tablename__} ({columns}) VALUES ({marks})", values)
                     cursor.execute("COMMIT")
                 else:
-                    with cursor.copy(f"COPY {mapped.__tablename__} ({', '.join(names)}) FROM STDIN") as copy:
+                    with cursor.copy(f"COPY {mapped.__tablename__} ({columns}) FROM STDIN") as copy:
                         for row in values:
                             copy.write_row(row)
                     driver.commit()
@@ -164,7 +165,16 @@ def ours(file: Path) -> dict[str, float]:
     }
 
 
-CASES = {"parse": parsing, "floor": floor, "ingest": ours}
+def curated(file: Path) -> dict[str, float]:
+    """`flywheel curate` of all that the database holds."""
+    from tasks.curate import CurateSpec, curate
+
+    started = time.perf_counter()
+    report = curate("shop.support", CurateSpec(max_rows=1 << 30))
+    return {"rows": report["interactions"], "frozen": report["train"], "seconds": time.perf_counter() - started}
+
+
+CASES = {"parse": parsing, "floor": floor, "ingest": ours, "curate": curated}
 
 
 def measured(case: str, file: Path, home: Path, **environment: str) -> dict[str, Any]:
@@ -179,7 +189,7 @@ def measured(case: str, file: Path, home: Path, **environment: str) -> dict[str,
     return figures
 
 
-# -- databases ----------------------------------------------------------------------------------------------------------
+# -- databases -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -266,6 +276,7 @@ def compare(kind: str, server: str, file: Path, folder: Path, parse: dict[str, A
             first = measured("ingest", file, folder, REDACT="none" if redact == "none" else "", **settings)
             again = measured("ingest", file, folder, REDACT="none" if redact == "none" else "", **settings)
             held = size(kind, server, folder)
+            frozen = measured("curate", file, folder, TEACHER="", **settings) if redact == "none" else None
         assert first["stored"] == first["rows"] == again["rows"] and not again["stored"]
         rate, ground = (case["rows"] / case["seconds"] for case in (first, least))
         print(
@@ -273,6 +284,11 @@ def compare(kind: str, server: str, file: Path, folder: Path, parse: dict[str, A
             f"{parse['rows'] / parse['seconds']:>9.0f}{first['seconds'] / again['seconds']:>7.1f}x"
             f"{first['memory'] / 1e6:>6.0f} MB{held / first['rows']:>10.0f}", flush=True,
         )  # fmt: skip
+        if frozen:
+            print(
+                f"{'':11}{frozen['rows']:>9} curate: {frozen['rows'] / frozen['seconds']:.0f} rows/s, "
+                f"{frozen['memory'] / 1e6:.0f} MB, {frozen['frozen']} rows to train on", flush=True,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

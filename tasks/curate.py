@@ -4,16 +4,20 @@ The holdout is the latest traffic. What came before trains, unless it belongs to
 cluster of the holdout, or ever was in one; validation is a random part of it, by whole conversations and clusters.
 Every interaction ends in one split or under one reason in `left_out`.
 
-The rules about feedback are in `policy.py`, near duplicates in `similarity.py`, the split in `splits.py`, the frozen
-files in `frozen.py`; students' answers are replaced in `relabel.py`.
+Traffic is read three times, a page at a time: for what requests share, to enter each interaction into a ledger of a few
+numbers (`ledger.py`), and to write those that were chosen. So a million interactions take no more memory than the
+numbers about them. The rules about feedback are in `policy.py`, near duplicates in `similarity.py`, the split in
+`splits.py`, the frozen files in `frozen.py`; students' answers are replaced in `relabel.py`.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from sqlalchemy import select
 
@@ -22,18 +26,21 @@ from infra.database.tables import Dataset as DatasetRow
 from infra.database.tables import DatasetItem
 from infra.prefix import Prefix, text_of
 from infra.settings import SetupError
-from tasks.cases import Case, deduplicated, gather
+from tasks.cases import Case, Window
 from tasks.frozen import Dataset, freeze, load
-from tasks.policy import judge
-from tasks.relabel import relabel
-from tasks.similarity import clusters
-from tasks.splits import split
+from tasks.ledger import NOTHING, Fault, Ledger
+from tasks.policy import Judgement
+from tasks.relabel import Relabeller
+from tasks.similarity import Hashes, NearDuplicates, template
+from tasks.splits import Entries, split
 from tasks.teachers import teacher_for
 
 __all__ = ["CurateSpec", "Dataset", "curate", "load"]
 
 Progress = Callable[[int, int, str], None]
 SHARED_BY = 0.95  # of a workload's requests begin with the prefix that is baked
+SAMPLE = 4000  # requests by which the template is known
+PREFIXES = 1000  # a prefix that nearly all share is among the first of them
 
 
 @dataclass(frozen=True)
@@ -73,59 +80,72 @@ def curate(
         SetupError: The workload is unknown, or too little of its traffic is usable.
     """
     teacher = teacher_for(workload)
+    window = Window.latest(workload, spec.max_rows)
+    prefix, share, shared = survey(window, spec)
+    ledger = Ledger(spec.seed)
+    with NearDuplicates(spec.near_duplicate, shared) as near:
+        for page in window.pages():
+            for case in page:
+                near.add(spoken(case.request, prefix))
+                ledger.enter(case, complete(case, prefix))
+            if progress:
+                progress(len(ledger), spec.max_rows, "curate")
+        clusters = near.clusters(progress)
+    entries = Entries(ledger.ids, ledger.conversations, clusters, ledger.lots)
+    left_out: Counter[str] = Counter()
+    usable, judgements = ledger.judged(teacher is not None, left_out)
+    if len(usable) < spec.min_rows:
+        raise too_small(workload, f"{len(usable)} usable rows, under min_rows={spec.min_rows}", len(ledger), left_out)
+    held_out = entries.take(np.isin(entries.ids, held_out_before(workload)))
+    splits = split(entries.take(usable), spec.holdout, spec.validation, held_out, left_out)
+    chosen = Chosen(window, prefix, ledger, splits, judgements, Relabeller(workload, teacher, progress), clusters)
+
+    def rows() -> Iterator[tuple[str, dict[str, Any]]]:
+        check({name: len(ids) for name, ids in splits.items()})  # before the teacher is asked, who costs money
+        yield from chosen.rows()
+        check({name: chosen.sizes[name] for name in splits})
+
+    def check(sizes: dict[str, int]) -> None:
+        if not sizes["train"] or not sizes["holdout"]:
+            found = ", ".join(f"{n} for {name}" for name, n in sizes.items())
+            raise too_small(workload, f"{found} after the split", len(ledger), left_out)
+
+    return freeze(workload, rows(), prefix, asdict(spec), lambda: chosen.report(left_out, share), flow_run_id)
+
+
+def survey(window: Window, spec: CurateSpec) -> tuple[Prefix | None, float, Hashes]:
+    """What requests share: the prefix to bake, the share of those that begin with the commonest, and the template."""
+    counts: Counter[str] = Counter()
+    found: dict[str, Prefix] = {}
+    sample: list[dict[str, Any]] = []
+    every = 1
+    for n, request in enumerate(window.requests()):
+        prefix = Prefix.of(request)
+        counts[prefix.fingerprint] += 1
+        if len(found) < PREFIXES:
+            found.setdefault(prefix.fingerprint, prefix)
+        if n % every == 0:
+            sample.append(request)
+        if len(sample) > SAMPLE:
+            sample, every = sample[::2], 2 * every
+    fingerprint, n = max(counts.items(), key=lambda item: (item[1], item[0]))
+    total = counts.total()
+    baked = found.get(fingerprint) if spec.bake and n >= SHARED_BY * total else None
+    if baked and baked.system is None and not baked.tools:
+        baked = None
+    return baked, n / total if spec.bake else 0.0, template(spoken(request, baked) for request in sample)
+
+
+def held_out_before(workload: str) -> list[int]:
+    """Interactions that an earlier dataset of the workload held out."""
     with session(write=False) as db:
-        cases = gather(db, workload, spec.max_rows)
-        held_out = set(
+        return list(
             db.scalars(
                 select(DatasetItem.interaction_id)
                 .join(DatasetRow, DatasetRow.id == DatasetItem.dataset_id)
                 .where(DatasetRow.workload == workload, DatasetItem.split == "holdout")
             )
         )
-    left_out: Counter[str] = Counter()
-    prefix, share = shared_prefix(cases) if spec.bake else (None, 0.0)
-    for case, number in zip(
-        cases, clusters([spoken(case.request, prefix) for case in cases], spec.near_duplicate, progress), strict=True
-    ):
-        case.cluster = number
-    usable = usable_cases(deduplicated(cases, left_out), prefix, teacher is not None, left_out)
-    if len(usable) < spec.min_rows:
-        raise too_small(workload, f"{len(usable)} usable rows, under min_rows={spec.min_rows}", cases, left_out)
-    before = (
-        {case.cluster for case in cases if case.id in held_out},
-        {c.conversation for c in cases if c.id in held_out},
-    )
-    splits = split(usable, spec.holdout, spec.validation, spec.seed, held_out, before, left_out)
-    asked = relabel(workload, [case for part in splits.values() for case in part], teacher, progress)
-    for name, part in splits.items():
-        splits[name] = [case for case in part if case.expected is not None]
-        left_out["the teacher gave no usable answer"] += len(part) - len(splits[name])
-    if not splits["train"] or not splits["holdout"]:
-        sizes = ", ".join(f"{len(part)} for {name}" for name, part in splits.items())
-        raise too_small(workload, f"{sizes} after the split", cases, left_out)
-    frozen = [case for part in splits.values() for case in part]
-    report = {
-        "interactions": len(cases),
-        "left_out": {reason: n for reason, n in sorted(left_out.items()) if n},
-        "feedback": dict(sorted(Counter(case.judgement.rule for case in frozen).items())),
-        "origins": dict(sorted(Counter(case.origin for case in frozen).items())),
-        "clusters": len({case.cluster for case in frozen}),
-        "teacher": teacher.name if teacher and asked else None,
-        "prefix_share": round(share, 4),
-        **savings(frozen, prefix),
-    }
-    rows = {name: [case.row() for case in part] for name, part in splits.items()}
-    return freeze(workload, rows, prefix, asdict(spec), report, flow_run_id)
-
-
-def shared_prefix(cases: Sequence[Case]) -> tuple[Prefix | None, float]:
-    """The prefix that nearly all requests begin with, if there is one worth baking, and the share of the commonest."""
-    found = {prefix.fingerprint: prefix for prefix in (Prefix.of(case.request) for case in cases)}
-    counts = Counter(Prefix.of(case.request).fingerprint for case in cases)
-    fingerprint, n = max(counts.items(), key=lambda item: (item[1], item[0]))
-    prefix = found[fingerprint]
-    empty = prefix.system is None and not prefix.tools
-    return (None if empty or n < SHARED_BY * len(cases) else prefix), n / len(cases)
 
 
 def spoken(request: dict[str, Any], prefix: Prefix | None) -> str:
@@ -141,61 +161,96 @@ def _words(message: dict[str, Any]) -> str:
     return " ".join(part for part in said if part)
 
 
-def usable_cases(cases: Sequence[Case], prefix: Prefix | None, has_teacher: bool, left_out: Counter[str]) -> list[Case]:
-    """The cases that can train or measure, each with what the student reads and, but for relabelling, its answer."""
-    usable = []
-    for case in cases:
-        case.judgement = judge(case.answer, case.opinions)
-        if reason := _unusable(case, prefix, has_teacher):
-            left_out[reason] += 1
-        else:
-            usable.append(case)
-    return usable
-
-
-def _unusable(case: Case, prefix: Prefix | None, has_teacher: bool) -> str:
-    """Why a case is left out; empty if it is not, and then it is completed."""
-    request, rule = case.request, case.judgement.rule
-    read = prefix.strip(request["messages"], request.get("tools")) if prefix else None
-    if prefix and read is None:
-        return "another prefix than the baked one"
-    messages, tools = read or (request["messages"], request.get("tools") or None)
+def complete(case: Case, prefix: Prefix | None) -> Fault:
+    """Give a case what the student reads of it; why there is none."""
+    messages, tools = case.request["messages"], case.request.get("tools") or None
+    if prefix:
+        read = prefix.strip(messages, case.request.get("tools"))
+        if read is None:
+            return "another prefix than the baked one"
+        messages, tools = read
     texts = [text_of(message.get("content")) for message in messages]
     if any(text is None and message.get("content") is not None for text, message in zip(texts, messages, strict=True)):
         return "a request that is not only text"
     case.messages = [{**message, "content": text} for message, text in zip(messages, texts, strict=True)]
     case.tools = tools
-    if rule == "correction":
-        case.expected, case.origin = case.judgement.answer, "correction"
-        return ""
-    if case.student and has_teacher:
-        case.origin = "relabelled"
-        return ""
-    if case.answer is None:
-        return "no usable answer"
-    if rule == "objection":
-        return "an answer that was objected to"
-    if case.student and rule != "praise":
-        return "a student's answer that nobody vouches for"
-    case.expected = case.answer
     return ""
 
 
-def savings(cases: Sequence[Case], prefix: Prefix | None) -> dict[str, Any]:
-    """What baking leaves of the prompt, in characters; `distill` counts it in tokens."""
-    whole = sum(len(json.dumps([c.request["messages"], c.request.get("tools")], ensure_ascii=False)) for c in cases)
-    read = sum(len(json.dumps([case.messages, case.tools], ensure_ascii=False)) for case in cases)
-    return {
-        "prompt_characters": round(whole / len(cases)),
-        "prompt_characters_read": round(read / len(cases)),
-        "prompt_saved": round(1 - read / whole if prefix else 0.0, 4),
-    }
+@dataclass
+class Chosen:
+    """The cases that were chosen, read again, and what became of them."""
+
+    window: Window
+    prefix: Prefix | None
+    ledger: Ledger
+    splits: dict[str, NDArray[np.int64]]
+    judgements: dict[int, Judgement]
+    relabeller: Relabeller
+    clusters: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        self.unanswered = 0
+        self.sizes: Counter[str] = Counter()
+        self.rules: Counter[str] = Counter()
+        self.origins: Counter[str] = Counter()
+        self.characters: Counter[str] = Counter()
+        self.kept: set[int] = set()
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each with the name of its split, in order of time."""
+        where = np.zeros(len(self.ledger), np.int8)
+        names = list(self.splits)
+        for number, name in enumerate(names, 1):
+            where[np.isin(self.ledger.ids, self.splits[name])] = number
+        for page in self.window.pages():
+            places = self.ledger.places([case.id for case in page])
+            mine = [
+                (case, place) for case, place in zip(page, places, strict=True) if place is not None and where[place]
+            ]
+            for case, place in mine:
+                complete(case, self.prefix)
+                case.judgement = self.judgements.get(place, NOTHING)
+                self.relabeller.decide(case)
+            self.relabeller.ask([case for case, _ in mine])
+            for case, place in mine:
+                if case.expected is None:
+                    self.unanswered += 1
+                else:
+                    self._count(case, int(self.clusters[place]))
+                    self.sizes[name := names[where[place] - 1]] += 1
+                    yield name, case.row()
+
+    def _count(self, case: Case, cluster: int) -> None:
+        self.rules[case.judgement.rule] += 1
+        self.origins[case.origin] += 1
+        self.kept.add(cluster)
+        asked = [case.request["messages"], case.request.get("tools")]
+        self.characters["whole"] += len(json.dumps(asked, ensure_ascii=False))
+        self.characters["read"] += len(json.dumps([case.messages, case.tools], ensure_ascii=False))
+
+    def report(self, left_out: Counter[str], share: float) -> dict[str, Any]:
+        """Where every interaction went, and what baking leaves of the prompt in characters (`distill`: in tokens)."""
+        left_out["the teacher gave no usable answer"] += self.unanswered
+        rows, whole, read = self.origins.total(), self.characters["whole"], self.characters["read"]
+        return {
+            "interactions": len(self.ledger),
+            "left_out": {reason: n for reason, n in sorted(left_out.items()) if n},
+            "feedback": dict(sorted(self.rules.items())),
+            "origins": dict(sorted(self.origins.items())),
+            "clusters": len(self.kept),
+            "teacher": self.relabeller.name if self.relabeller.asked else None,
+            "prefix_share": round(share, 4),
+            "prompt_characters": round(whole / rows),
+            "prompt_characters_read": round(read / rows),
+            "prompt_saved": round(1 - read / whole if self.prefix else 0.0, 4),
+        }
 
 
-def too_small(workload: str, found: str, cases: Sequence[Case], left_out: Counter[str]) -> SetupError:
+def too_small(workload: str, found: str, interactions: int, left_out: Counter[str]) -> SetupError:
     reasons = "; ".join(f"{reason}: {n}" for reason, n in left_out.most_common() if n)
     why = f" ({reasons})" if reasons else ""
     return SetupError(
-        f"workload {workload!r} is too small to split: {found}, of {len(cases)} interactions{why}; "
+        f"workload {workload!r} is too small to split: {found}, of {interactions} interactions{why}; "
         "ingest more traffic, or lower curate.min_rows or curate.holdout"
     )

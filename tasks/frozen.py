@@ -5,17 +5,20 @@ spec, but not the rows' numbers in one database; the digests of the files stand 
 files are gone or changed is not read.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
-from sqlalchemy import delete
+from sqlalchemy import delete, insert
 
 from infra.database.session import session
 from infra.database.tables import Dataset as DatasetRow
@@ -24,6 +27,7 @@ from infra.prefix import Prefix
 from infra.settings import SetupError, settings
 
 SPLITS = ("train", "validation", "holdout")
+PAGE = 1000
 AS_JSON = ("messages", "tools", "expected", "logged", "rejected")
 COLUMNS = {
     "interaction_id": "int64", "record": "string", "conversation": "string", "at": "string",
@@ -79,64 +83,91 @@ def load(dataset_id: str) -> Dataset:
 
 def freeze(
     workload: str,
-    splits: Mapping[str, Sequence[dict[str, Any]]],
+    rows: Iterable[tuple[str, dict[str, Any]]],
     prefix: Prefix | None,
     spec: dict[str, Any],
-    report: dict[str, Any],
+    report: Callable[[], dict[str, Any]],
     flow_run_id: str | None,
 ) -> dict[str, Any]:
-    """Write rows and their row in the database, or return what is there already, and whole."""
+    """Write rows and their row in the database, or return what is there already, and whole.
+
+    Args:
+        rows: Each with the name of its split, in order of time; read once.
+        report: Called when all have been read.
+    """
     baked = prefix.to_json() if prefix else None
-    content = {
-        name: [{k: v for k, v in row.items() if k != "interaction_id"} for row in splits[name]] for name in SPLITS
-    }
-    whole = json.dumps([workload, spec, baked, content], sort_keys=True)
-    dataset_id = hashlib.sha256(whole.encode()).hexdigest()[:16]
-    folder = settings().home / "datasets" / dataset_id
-    try:
-        return _result(load(dataset_id))
-    except SetupError:
-        files = _write(folder, splits)
-    counts = {name: len(splits[name]) for name in SPLITS}
-    kept = {**counts, **report, "prefix": baked, "files": files}
+    folder = settings().home / "datasets"
+    with _partial(folder) as partial:
+        written = _write(partial, rows, hashlib.sha256(json.dumps([workload, spec, baked], sort_keys=True).encode()))
+        dataset_id = written.digest[:16]
+        with contextlib.suppress(SetupError):
+            return _result(load(dataset_id))
+        counts = {name: len(written.ids[name]) for name in SPLITS}
+        files = {f"{name}.parquet": _digest(partial / f"{name}.parquet") for name in SPLITS}
+        path = folder / dataset_id
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    kept = {**counts, **report(), "prefix": baked, "files": files}
+    row = {"workload": workload, "path": str(path), "report": kept, "spec": spec, "flow_run_id": flow_run_id}
     with session() as db:
         db.execute(delete(DatasetItem).where(DatasetItem.dataset_id == dataset_id))
-        db.merge(
-            DatasetRow(
-                id=dataset_id, workload=workload, path=str(folder), report=kept, spec=spec, flow_run_id=flow_run_id
-            )
-        )
+        db.merge(DatasetRow(id=dataset_id, **row))
         db.flush()
-        db.add_all(
-            DatasetItem(dataset_id=dataset_id, interaction_id=row["interaction_id"], split=name)
-            for name in SPLITS
-            for row in splits[name]
-        )
+        for name, ids in written.ids.items():
+            for start in range(0, len(ids), PAGE):
+                items = [
+                    {"dataset_id": dataset_id, "interaction_id": one, "split": name}
+                    for one in ids[start : start + PAGE]
+                ]
+                db.execute(insert(DatasetItem), items)
     return _result(load(dataset_id))
 
 
-def _write(folder: Path, splits: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, str]:
-    """The Parquet files, all or none, and their digests."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    for left in folder.parent.glob(f"{folder.name}.*.partial"):
-        if not psutil.pid_exists(int(left.name.split(".")[1])):  # whoever began it was killed
+@contextlib.contextmanager
+def _partial(folder: Path) -> Iterator[Path]:
+    """A folder to write in, gone at the end unless it was renamed; what killed runs left of theirs goes, too."""
+    for left in folder.glob("*.partial"):
+        if not psutil.pid_exists(int(left.name.split(".")[0])):
             shutil.rmtree(left, ignore_errors=True)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = folder / f"{os.getpid()}.{threading.get_ident()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        for name in SPLITS:
-            columns = {column: [_cell(column, row[column]) for row in splits[name]] for column in COLUMNS}
-            features = datasets.Features({column: datasets.Value(kind) for column, kind in COLUMNS.items()})
-            datasets.Dataset.from_dict(columns, features=features).to_parquet(str(partial / f"{name}.parquet"))
-        files = {f"{name}.parquet": _digest(partial / f"{name}.parquet") for name in SPLITS}
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return files
+
+
+class _Written(NamedTuple):
+    digest: str
+    ids: dict[str, "array[int]"]
+
+
+def _write(folder: Path, rows: Iterable[tuple[str, dict[str, Any]]], content: Any) -> _Written:
+    """One Parquet file a split, in groups of a page; `content`, a hash, takes in every row."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    schema = pa.schema([(column, getattr(pa, kind)()) for column, kind in COLUMNS.items()])
+    ids = {name: array("q") for name in SPLITS}
+    pages: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    with contextlib.ExitStack() as stack:
+        writers = {name: stack.enter_context(pq.ParquetWriter(folder / f"{name}.parquet", schema)) for name in SPLITS}
+
+        def flush(name: str) -> None:
+            writers[name].write_table(pa.Table.from_pylist(pages[name], schema))
+            pages[name].clear()
+
+        for name, row in rows:
+            said = {key: value for key, value in row.items() if key != "interaction_id"}
+            content.update(json.dumps([name, said], sort_keys=True).encode())
+            ids[name].append(row["interaction_id"])
+            pages[name].append({column: _cell(column, row[column]) for column in COLUMNS})
+            if len(pages[name]) == PAGE:
+                flush(name)
+        for name in SPLITS:
+            flush(name)
+    return _Written(content.hexdigest(), ids)
 
 
 def _cell(column: str, value: Any) -> Any:

@@ -3,70 +3,88 @@
 Near duplicates of a holdout item leave train, not the other way round: the holdout stays what the traffic was.
 """
 
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
 
-from tasks.cases import Case
-from tasks.similarity import root
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What the split goes by, in order of time; each (n,).
+
+    Attributes:
+        ids: Of the interactions.
+        conversations: A number for each conversation.
+        clusters: A number for each near-duplicate cluster.
+        lots: Random numbers.
+    """
+
+    ids: NDArray[np.int64]
+    conversations: NDArray[np.uint64]
+    clusters: NDArray[np.int64]
+    lots: NDArray[np.uint64]
+
+    def take(self, which: Any) -> "Entries":
+        """Those of a slice, a mask or of numbers."""
+        return Entries(self.ids[which], self.conversations[which], self.clusters[which], self.lots[which])
 
 
 def split(
-    cases: Sequence[Case],
+    usable: Entries,
     holdout: float,
     validation: float,
-    seed: int,
-    held_out: set[int],
-    before: tuple[set[int], set[str]],
+    held_out: Entries,
     left_out: Counter[str],
-) -> dict[str, list[Case]]:
-    """Train, validation and holdout: disjoint by conversation and cluster, the holdout the latest in time.
+) -> dict[str, NDArray[np.int64]]:
+    """Train, validation and holdout, as ids of interactions: disjoint by conversation and cluster.
 
     Args:
-        cases: In order of time.
-        holdout: Share of all of them.
+        usable: In order of time.
+        holdout: Share of all of them, the latest.
         validation: Share of what is left to train.
-        held_out: Interactions that an earlier dataset held out.
-        before: Clusters and conversations of those.
+        held_out: What an earlier dataset held out.
+        left_out: Takes in how many were left out, by reason.
     """
-    cut = len(cases) - max(1, round(len(cases) * holdout))
-    early, late = cases[:cut], cases[cut:]
-    begun = {case.conversation for case in early}
-    last = [case for case in late if case.conversation not in begun]
-    left_out["a conversation that began before the holdout"] += len(late) - len(last)
-    near = {case.cluster for case in last} | before[0]
-    rest = []
-    for case in early:
-        if case.id in held_out:
-            left_out["held out in an earlier dataset"] += 1
-        elif case.cluster in near or case.conversation in before[1]:
-            left_out["near a holdout item"] += 1
-        else:
-            rest.append(case)
-    drawn = _sample(rest, round(len(rest) * validation), seed)
-    return {
-        "train": [case for case in rest if case.id not in drawn],
-        "validation": [case for case in rest if case.id in drawn],
-        "holdout": last,
-    }
+    n = len(usable.ids)
+    cut = n - max(1, round(n * holdout))
+    early, late = usable.take(slice(cut)), usable.take(slice(cut, None))
+    begun = np.isin(late.conversations, early.conversations)
+    left_out["a conversation that began before the holdout"] += int(begun.sum())
+    last = late.take(~begun)
+    held = np.isin(early.ids, held_out.ids)
+    near = np.isin(early.clusters, last.clusters) | np.isin(early.clusters, held_out.clusters)
+    near |= np.isin(early.conversations, held_out.conversations)
+    left_out["held out in an earlier dataset"] += int(held.sum())
+    left_out["near a holdout item"] += int((near & ~held).sum())
+    rest = early.take(~(near | held))
+    drawn = _sample(rest, round(len(rest.ids) * validation))
+    return {"train": rest.ids[~drawn], "validation": rest.ids[drawn], "holdout": last.ids}
 
 
-def _sample(cases: Sequence[Case], size: int, seed: int) -> set[int]:
-    """Ids of at most `size` cases, by whole components of conversations and clusters, drawn by their hashes."""
-    parent = list(range(len(cases)))
-    seen: dict[str | int, int] = {}
-    for i, case in enumerate(cases):
-        for mark in (case.conversation, case.cluster):
-            parent[root(parent, i)] = root(parent, seen.setdefault(mark, i))
-    components: defaultdict[int, list[Case]] = defaultdict(list)
-    for i, case in enumerate(cases):
-        components[root(parent, i)].append(case)
-    drawn: set[int] = set()
-    for part in sorted(components.values(), key=lambda part: _lot(part[0], seed)):
-        if len(drawn) + len(part) <= size:
-            drawn |= {case.id for case in part}
-    return drawn
+def _sample(rest: Entries, size: int) -> NDArray[np.bool_]:
+    """Which entries to draw: at most `size`, by whole components of conversations and clusters, in order of lots."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-
-def _lot(case: Case, seed: int) -> str:
-    return hashlib.sha256(f"{seed}:{case.key[1]}:{case.key[2]}".encode()).hexdigest()
+    n = len(rest.ids)
+    if not n:
+        return np.zeros(0, bool)
+    conversations, clusters = (
+        np.unique(marks, return_inverse=True)[1] for marks in (rest.conversations, rest.clusters)
+    )  # fmt: skip
+    nodes = int(conversations.max()) + 1
+    size_of_graph = nodes + int(clusters.max()) + 1
+    graph = coo_array((np.ones(n, bool), (conversations, nodes + clusters)), (size_of_graph, size_of_graph))
+    component = connected_components(graph, directed=False)[1][conversations]
+    _, firsts, component = np.unique(component, return_index=True, return_inverse=True)
+    sizes = np.bincount(component)
+    chosen = np.zeros(len(firsts), bool)
+    drawn = 0
+    for part in np.argsort(rest.lots[firsts], kind="stable"):
+        if drawn + sizes[part] <= size:
+            chosen[part] = True
+            drawn += sizes[part]
+    return chosen[component]

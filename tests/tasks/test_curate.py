@@ -219,7 +219,7 @@ def test_what_a_killed_run_left_of_a_dataset_is_cleared_away(home: Path) -> None
     put(*(record(n) for n in range(60)))
     found = Path(curate("w", SPEC)["path"])
     nobody = 2**22 + 1  # above any process number Linux gives
-    left, others = found.with_name(f"{found.name}.{nobody}.partial"), found.with_name(f"{found.name}.1.partial")
+    left, others = found.with_name(f"{nobody}.0.partial"), found.with_name("1.0.partial")
     for folder in (left, others):
         folder.mkdir()
     (found / "train.parquet").unlink()  # so that it is frozen again

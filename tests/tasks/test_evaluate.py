@@ -60,7 +60,7 @@ def frozen(expected: list[dict[str, Any]], prefix: Prefix | None = PREFIX) -> st
                     "completion_tokens": None,
                 }
             )  # fmt: skip
-    result = freeze("shop", {"train": [], "validation": [], "holdout": rows}, prefix, {}, {}, None)
+    result = freeze("shop", [("holdout", row) for row in rows], prefix, {}, dict, None)
     return str(result["dataset_id"])
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from infra.seedling import shop
-from tasks.similarity import clusters
+from tasks.similarity import clusters, numbers, words
 
 OTHERS = ["how do I close my account", "the app crashes when I open it", "what is your exchange rate for yen"]
 
@@ -67,3 +67,31 @@ def test_the_order_of_texts_does_not_change_who_is_together() -> None:
         return {frozenset(order[i] for i, c in enumerate(found) if c == cluster) for cluster in set(found)}
 
     assert groups(one, list(range(len(said)))) == groups(other, shuffled)
+
+
+def test_clusters_are_those_of_comparing_every_pair() -> None:
+    """Against brute force on sets of characters; edits of one text overlap by anything from nothing to all."""
+    chance = random.Random(5)
+    lexicon = [f"{chance.getrandbits(20):x}".translate(str.maketrans("0123456789", "ghijklmnop")) for _ in range(200)]
+    texts = []
+    for _ in range(60):
+        said = chance.choices(lexicon, k=12)
+        for _ in range(5):
+            edited = [word if chance.random() > 0.08 else chance.choice(lexicon) for word in said]
+            texts.append(" ".join([*edited, str(chance.randint(1, 2))]))
+    plain = [f" {' '.join(words(text))} " for text in texts]
+    sets = [{text[i : i + 5] for i in range(len(text) - 4)} for text in plain]
+    parent = list(range(len(texts)))
+    pairs = 0
+    for i in range(len(texts)):
+        for j in range(i):
+            near = len(sets[i] & sets[j]) >= 0.7 * len(sets[i] | sets[j])
+            if near and numbers(texts[i]) == numbers(texts[j]):
+                parent = [parent[j] if number == parent[i] else number for number in parent]
+                pairs += 1
+    found = clusters(texts, 0.7)
+    together = [(i, j) for i in range(len(texts)) for j in range(i) if parent[i] == parent[j]]
+    kept = sum(found[i] == found[j] for i, j in together)
+    assert pairs > 100 and kept >= 0.99 * len(together)
+    apart = [(i, j) for i in range(len(texts)) for j in range(i) if parent[i] != parent[j]]
+    assert not any(found[i] == found[j] for i, j in apart)

@@ -1,0 +1,126 @@
+"""What curation remembers of each interaction: some numbers, so that a million of them fit into memory.
+
+The rows themselves are read twice, page by page: once to enter them here, once to write those that were chosen. Only
+what people said is kept whole, for it is rare.
+"""
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.database.tables import Feedback
+from tasks.cases import Case
+from tasks.policy import Judgement, judge
+from tasks.similarity import number_of
+
+Fault = Literal["", "another prefix than the baked one", "a request that is not only text"]
+FAULTS: tuple[Fault, ...] = ("", "another prefix than the baked one", "a request that is not only text")
+NOTHING = Judgement("nothing")
+
+
+class Ledger:
+    """Entries in order of time; their numbers are their places."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._ids, self._conversations = array("q"), array("Q")
+        self._sameness, self._lots = array("Q"), array("Q")
+        self.faults, self.student, self.answered = bytearray(), bytearray(), bytearray()
+        self.opinions: dict[int, list[Feedback]] = {}
+        self.answers: dict[int, dict[str, Any] | None] = {}
+        self.of_conversations: dict[int, list[Feedback]] = {}
+        self.heard: dict[int, int] = {}  # the sameness of an entry whose conversation was spoken of
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def enter(self, case: Case, fault: Fault) -> None:
+        """Remember a case; `fault` says why it can be neither trained on nor measured by, whatever is said of it."""
+        same, conversation = case.sameness(), number_of(case.conversation)
+        if case.opinions:
+            self.opinions.setdefault(same, []).extend(case.opinions)
+        if case.of_conversation:
+            self.of_conversations[conversation] = case.of_conversation
+            self.heard[len(self)] = same
+        if case.opinions or case.of_conversation:
+            self.answers[same] = case.answer
+        self.faults.append(FAULTS.index(fault))
+        self.student.append(case.student)
+        self.answered.append(case.answer is not None)
+        self._ids.append(case.id)
+        self._conversations.append(conversation)
+        self._sameness.append(same)
+        lot = hashlib.sha256(f"{self.seed}:{case.key[1]}:{case.key[2]}".encode()).digest()
+        self._lots.append(int.from_bytes(lot[:8], "big"))
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        return np.frombuffer(self._ids, np.int64)
+
+    @property
+    def conversations(self) -> NDArray[np.uint64]:
+        return np.frombuffer(self._conversations, np.uint64)
+
+    @property
+    def lots(self) -> NDArray[np.uint64]:
+        """Random numbers of the entries, the same in every database."""
+        return np.frombuffer(self._lots, np.uint64)
+
+    def judged(self, has_teacher: bool, left_out: Counter[str]) -> tuple[NDArray[np.int64], dict[int, Judgement]]:
+        """The usable entries, and what was said of them where anything was.
+
+        Each request and answer counts once, the earliest; what was said of its copies is said of it. What was said of a
+        conversation is said of its answer where it has just one.
+
+        Args:
+            has_teacher: Whether students' answers can be replaced.
+            left_out: Takes in how many were left out, by reason.
+        """
+        self._hear_conversations()
+        sameness = np.frombuffer(self._sameness, np.uint64)
+        firsts = np.sort(np.unique(sameness, return_index=True)[1])
+        left_out["exact duplicate"] += len(sameness) - len(firsts)
+        usable = array("q")
+        judgements: dict[int, Judgement] = {}
+        for entry in firsts.tolist():
+            same = self._sameness[entry]
+            judgement = NOTHING
+            if said := self.opinions.get(same):
+                judgement = judgements[entry] = judge(self.answers[same], said)
+            if reason := self._unusable(entry, judgement, has_teacher):
+                left_out[reason] += 1
+            else:
+                usable.append(entry)
+        return np.array(usable, np.int64), judgements
+
+    def _hear_conversations(self) -> None:
+        counts = Counter(self._conversations[entry] for entry in self.heard)
+        for entry, same in self.heard.items():
+            conversation = self._conversations[entry]
+            if counts[conversation] == 1:
+                self.opinions.setdefault(same, []).extend(self.of_conversations[conversation])
+
+    def _unusable(self, entry: int, judgement: Judgement, has_teacher: bool) -> str:
+        if fault := FAULTS[self.faults[entry]]:
+            return fault
+        if judgement.rule == "correction" or (self.student[entry] and has_teacher):
+            return ""
+        if not self.answered[entry]:
+            return "no usable answer"
+        if judgement.rule == "objection":
+            return "an answer that was objected to"
+        if self.student[entry] and judgement.rule != "praise":
+            return "a student's answer that nobody vouches for"
+        return ""
+
+    def places(self, ids: Sequence[int]) -> list[int | None]:
+        """The entries of these interactions; None for one that was not entered."""
+        order = np.argsort(self.ids, kind="stable") if not hasattr(self, "_order") else self._order
+        self._order: NDArray[np.int64] = order
+        found = np.minimum(np.searchsorted(self.ids, ids, sorter=order), len(order) - 1)
+        return [int(order[at]) if self.ids[order[at]] == one else None for at, one in zip(found, ids, strict=True)]
