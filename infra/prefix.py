@@ -43,7 +43,7 @@ class Prefix:
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None
     ) -> tuple[list[Message], list[dict[str, Any]] | None] | None:
         """Messages and tools without this prefix, or None where the request begins with another."""
-        if Prefix.of({"messages": messages, "tools": tools}).fingerprint != self.fingerprint:
+        if Prefix.of({"messages": messages, "tools": tools}) != self:
             return None
         return list(messages[1:] if self.system is not None else messages), None
 

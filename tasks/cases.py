@@ -1,6 +1,5 @@
 """Interactions on their way into a dataset, page by page, with what was said of them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Select, collate, or_, select, tuple_
 from sqlalchemy.orm import Session
 
+from infra.database.jsontext import dumps
 from infra.database.messages import answer_of
 from infra.database.session import session
 from infra.database.store import among
@@ -66,7 +66,7 @@ class Case:
     def sameness(self) -> int:
         """A number that equal requests with equal answers share."""
         answer = meaning(self.answer) if self.answer else None
-        return number_of(json.dumps([self.request["messages"], self.request.get("tools"), answer], sort_keys=True))
+        return number_of(dumps([self.request["messages"], self.request.get("tools"), answer], sort_keys=True))
 
 
 class Window(NamedTuple):

@@ -10,7 +10,6 @@ numbers about them. The rules about feedback are in `policy.py`, near duplicates
 `splits.py`, the frozen files in `frozen.py`; students' answers are replaced in `relabel.py`.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from sqlalchemy import select
 
+from infra.database.jsontext import to_column
 from infra.database.session import session
 from infra.database.tables import Dataset as DatasetRow
 from infra.database.tables import DatasetItem
@@ -226,8 +226,8 @@ class Chosen:
         self.origins[case.origin] += 1
         self.kept.add(cluster)
         asked = [case.request["messages"], case.request.get("tools")]
-        self.characters["whole"] += len(json.dumps(asked, ensure_ascii=False))
-        self.characters["read"] += len(json.dumps([case.messages, case.tools], ensure_ascii=False))
+        self.characters["whole"] += len(to_column(asked))
+        self.characters["read"] += len(to_column([case.messages, case.tools]))
 
     def report(self, left_out: Counter[str], share: float) -> dict[str, Any]:
         """Where every interaction went, and what baking leaves of the prompt in characters (`distill`: in tokens)."""

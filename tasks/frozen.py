@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import psutil
 from sqlalchemy import delete, insert
 
+from infra.database.jsontext import dumps, to_column
 from infra.database.session import session
 from infra.database.tables import Dataset as DatasetRow
 from infra.database.tables import DatasetItem
@@ -160,7 +161,7 @@ def _write(folder: Path, rows: Iterable[tuple[str, dict[str, Any]]], content: An
 
         for name, row in rows:
             said = {key: value for key, value in row.items() if key != "interaction_id"}
-            content.update(json.dumps([name, said], sort_keys=True).encode())
+            content.update(dumps([name, said], sort_keys=True))
             ids[name].append(row["interaction_id"])
             pages[name].append({column: _cell(column, row[column]) for column in COLUMNS})
             if len(pages[name]) == PAGE:
@@ -171,7 +172,7 @@ def _write(folder: Path, rows: Iterable[tuple[str, dict[str, Any]]], content: An
 
 
 def _cell(column: str, value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if column in AS_JSON and value is not None else value
+    return to_column(value) if column in AS_JSON and value is not None else value
 
 
 def _digest(file: Path) -> str:

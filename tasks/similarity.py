@@ -27,8 +27,10 @@ Hashes = NDArray[np.uint32]
 SHINGLE = 5
 TEMPLATE_SHARE = 0.5
 PERMUTATIONS = 128
-RECALL = 0.99  # of the pairs that just reach the threshold
-HEADS = 32  # of one run of equal band numbers that a text is compared with
+RECALL = 0.97  # of the pairs that just reach the threshold
+HEADS = 16  # of one run of equal band numbers that a text is compared with
+WORD = re.compile(r"[^\W_]+")
+NUMBER = re.compile(r"(?<![^\W_])[^\W_\d]*\d[^\W_]*")  # a word with a digit in it
 
 
 def clusters(texts: Sequence[str], threshold: float, progress: Progress | None = None) -> list[int]:
@@ -86,10 +88,10 @@ class NearDuplicates:
         self.starts.append(self.starts[-1] + len(own))
         self.texts.append(number_of(text))
         self.values.append(number_of(" ".join(numbers(text))))
-        self.keys.frombytes(self._keys(own).tobytes())
+        self.keys.frombytes(self._keys(own, self.values[-1]).tobytes())
 
-    def _keys(self, own: Hashes) -> Hashes:
-        """A number for each band of the signature, (bands,)."""
+    def _keys(self, own: Hashes, value: int) -> Hashes:
+        """A number for each band of the signature, (bands,), and of the words with digits, which must be equal, too."""
         if not len(own):
             return np.zeros(self.bands, np.uint32)
         signature = (own[:, None] * self.factors + self.terms).min(axis=0) >> np.uint64(32)
@@ -97,6 +99,7 @@ class NearDuplicates:
         mixed = banded[:, 0]
         for row in range(1, self.rows):
             mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + banded[:, row]
+        mixed = (mixed ^ np.uint64(value)) * np.uint64(0xBF58476D1CE4E5B9)
         keys: Hashes = (mixed >> np.uint64(32)).astype(np.uint32)
         return keys
 
@@ -181,13 +184,14 @@ def shingles(text: str) -> Hashes:
 
 def numbers(text: str) -> list[str]:
     """The words with a digit in them, sorted: order numbers, dates, amounts."""
-    return sorted(word for word in words(text) if any(c.isdigit() for c in word))
+    return sorted(NUMBER.findall(text.lower()))
 
 
 def words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
+    return WORD.findall(text.lower())
 
 
-def number_of(text: str) -> int:
+def number_of(said: str | bytes) -> int:
     """64 bits of a text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    raw = said if isinstance(said, bytes) else said.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
