@@ -32,6 +32,7 @@ class Settings(BaseSettings):
         "", description="The model name a teacher endpoint is asked for. Default: what the request names"
     )
     teacher_key: SecretStr = Field(SecretStr(""), description="Bearer token of the teacher endpoint")
+    sql_url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL of the database that `ingest sql` reads")
     host: str = Field("127.0.0.1", description="What the servers bind to")
     gateway_port: int = Field(8080, ge=1, le=65535, description="The gateway's port")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and UI")

@@ -6,5 +6,6 @@ from pydantic import Field
 
 from tasks.sources.jsonl import JSONL
 from tasks.sources.otel import OTel
+from tasks.sources.sql import SQL
 
-Source = Annotated[JSONL | OTel, Field(discriminator="name")]
+Source = Annotated[JSONL | OTel | SQL, Field(discriminator="name")]
