@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     langfuse_host: str = Field("https://cloud.langfuse.com", description="Address of Langfuse's API")
     langfuse_public_key: SecretStr = Field(SecretStr(""), description="Public key of a Langfuse project")
     langfuse_secret_key: SecretStr = Field(SecretStr(""), description="Its secret key")
+    sql_url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL of the database that `ingest sql` reads")
     host: str = Field("127.0.0.1", description="What the servers bind to")
     gateway_port: int = Field(8080, ge=1, le=65535, description="The gateway's port")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and UI")

@@ -8,5 +8,6 @@ from tasks.sources.jsonl import JSONL
 from tasks.sources.langfuse import Langfuse
 from tasks.sources.mlflow import MLflow
 from tasks.sources.otel import OTel
+from tasks.sources.sql import SQL
 
-Source = Annotated[JSONL | Langfuse | MLflow | OTel, Field(discriminator="name")]
+Source = Annotated[JSONL | Langfuse | MLflow | OTel | SQL, Field(discriminator="name")]

@@ -23,10 +23,14 @@ LONGEST_LINE = 16 << 20
 LONGEST_FILE = 256 << 20  # of one that is a single document
 KEPT_OF_LONGER = 64 << 10
 BLOCK = 256 << 10
+HEAD = 1 << 20  # enough for the first line of a log whose prompts are long
 
 
 Cut = Callable[[Any, Any], Iterator["Line"]]
 """(stream, sha256 of what was read) -> the pieces that follow; the hash takes in a piece before it is given out."""
+
+Parse = Callable[[bytes, datetime], Iterator[Parsed]]
+"""(piece, time of the records that have none) -> the records in it."""
 
 
 class Files(ABC):
@@ -50,8 +54,11 @@ class Files(ABC):
         Raises:
             SetupError: A path does not exist, is empty, or is a folder without such files.
         """
-        found = {file.resolve(): None for path in self.paths for file in _files(path, self.suffixes)}
-        return [LogFile(file, self) for file in found]
+        return [LogFile(file, self, self.parse) for file in self.files()]
+
+    def files(self) -> list[Path]:
+        """Where they are; raises as `parts`."""
+        return list({file.resolve(): None for path in self.paths for file in _files(path, self.suffixes)})
 
     @abstractmethod
     def cut(self, head: bytes) -> Cut:
@@ -60,6 +67,10 @@ class Files(ABC):
     @abstractmethod
     def parse(self, raw: bytes, at: datetime) -> Iterator[Parsed]:
         """The records in a piece; `at` is the time of those that have none."""
+
+    def identity(self, raw: bytes) -> bytes:
+        """What of a record's bytes stays the same when more of it is written."""
+        return raw
 
 
 def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
@@ -86,8 +97,8 @@ def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
 class LogFile:
     """One file of a source: a `Part`. Read from its start again where a record of it lies in quarantine."""
 
-    def __init__(self, path: Path, spec: Files) -> None:
-        self.path, self.spec = path, spec
+    def __init__(self, path: Path, spec: Files, parse: Parse) -> None:
+        self.path, self.spec, self.parse = path, spec, parse
         self.kind, self.label = spec.name, str(path)
         self.cursor = f"{spec.name}:{hashlib.sha256(str(path).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
         self.size = path.stat().st_size
@@ -113,31 +124,31 @@ class LogFile:
 
     def _entries(self, file: BinaryIO, position: Mapping[str, Any] | None) -> Iterator[Entry]:
         written = datetime.fromtimestamp(self.path.stat().st_mtime, UTC)
-        cut = self.spec.cut(_head(_text(file)))
+        cut = self.spec.cut(head(text(file)))
         file.seek(0)
-        stream, before = _text(file), hashlib.sha256()
+        stream, before = text(file), hashlib.sha256()
         offset = number = rows = 0
         if position and self._fits(position) and _goes_on(stream, position, before):
             offset, number, rows = position["offset"], position["line"], position["rows"]
             self.skipped = rows
         else:
             file.seek(0)
-            stream, before = _text(file), hashlib.sha256()
+            stream, before = text(file), hashlib.sha256()
         for line in cut(stream, before):
-            number += 1
+            number += line.lines
             offset += line.size
             if not line.raw.strip() and not line.problem:
                 continue
             where = f"{self.path}:{number}"
             parsed = [Parsed(line.raw, None, line.problem)]
             if not line.problem:
-                parsed = list(self.spec.parse(line.raw, written))
+                parsed = list(self.parse(line.raw, written))
             reached = {"offset": offset, "line": number, "rows": rows + len(parsed), "digest": before.hexdigest()}
             after = {**reached, "workload": self.spec.workload} if line.ended else None
             for record in parsed:
                 rows += 1
                 same = record.raw is line.raw
-                digest = line.digest if same else hashlib.sha256(record.raw).hexdigest()
+                digest = line.digest if same else hashlib.sha256(self.spec.identity(record.raw)).hexdigest()
                 last = after if rows == reached["rows"] else None
                 yield Entry(where, record.raw, digest, record.row, record.reason, last, file.tell())
 
@@ -145,7 +156,7 @@ class LogFile:
 class Line(NamedTuple):
     """A line without its newline: `size` bytes in the file with it, `ended` if it has one, `problem` if unreadable.
 
-    Files of other pieces than lines give those out as lines.
+    Files of other pieces than lines give those out as lines; `lines` is how many it really is.
     """
 
     raw: bytes
@@ -153,19 +164,20 @@ class Line(NamedTuple):
     digest: str
     ended: bool
     problem: str
+    lines: int = 1
 
 
-def _text(file: BinaryIO) -> Any:
+def text(file: BinaryIO) -> Any:
     """The file, or what is gzipped in it; told by its first bytes, whatever its name."""
     magic = file.read(2)
     file.seek(0)
     return gzip.GzipFile(fileobj=file) if magic == b"\x1f\x8b" else file
 
 
-def _head(stream: Any) -> bytes:
+def head(stream: Any) -> bytes:
     """The first bytes; none where they cannot be read."""
     try:
-        return bytes(stream.read(KEPT_OF_LONGER))
+        return bytes(stream.read(HEAD))
     except (OSError, EOFError, zlib.error):
         return b""
 

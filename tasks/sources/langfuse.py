@@ -21,7 +21,7 @@ from pydantic import Field
 from infra import langfuse as api
 from infra.database.jsontext import Rejected, loads
 from infra.database.records import Parsed, moment
-from infra.settings import settings
+from infra.settings import SetupError, settings
 from infra.telemetry.langfuse import SOURCE, about, camel, is_call, rows, trace_of
 from tasks.sources.files import Cut, Files, LogFile, lines, whole
 from tasks.sources.part import Entry, Part
@@ -56,8 +56,12 @@ class Langfuse:
         Raises:
             SetupError: A file does not exist.
         """
-        places = self.places or (settings().langfuse_host,)
+        host = settings().langfuse_host
+        places = self.places or (host,)
         paths = tuple(place for place in places if not place.startswith(ADDRESS))
+        for place in places:
+            if place.startswith(ADDRESS) and place.rstrip("/") != host.rstrip("/"):  # whose the keys are not
+                raise SetupError(f"the keys of Langfuse belong to {host!r}; for {place!r} set FLYWHEEL_LANGFUSE_HOST")
         found: list[Part] = [*Exports(paths, self.workload).parts()]
         for host in dict.fromkeys(place.rstrip("/") for place in places if place.startswith(ADDRESS)):
             traces = Traces()

@@ -20,12 +20,12 @@ from infra import langfuse as api
 from infra.database.session import session
 from infra.database.tables import Cursor, Feedback, Interaction, Quarantine
 from infra.settings import SetupError
-from tasks.cases import gather
 from tasks.ingest import ingest
 from tasks.policy import judge
 from tasks.sources.langfuse import Langfuse
 from tests.conftest import living_in
 from tests.infra.test_gateway import rows
+from tests.tasks.cases_of import cases_of
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How cold is Oslo?"}]
@@ -243,8 +243,7 @@ def test_scores_are_what_they_say(langfuse: type[Server]) -> None:
         "score-6": ("s-1", "thumb", {"value": 1, "metric": "solved", "target": "episode"}),
         "score-7": ("obs-2", "rating", {"value": 0.0, "metric": "correct"}),
     }
-    with session(write=False) as db:
-        verdicts = [judge(case.answer, case.opinions) for case in gather(db, "weather", 10)]
+    verdicts = [judge(case.answer, case.opinions) for case in cases_of("weather")]
     assert [verdict.rule for verdict in verdicts] == ["correction", "objection"]
 
 
@@ -254,8 +253,7 @@ def test_a_changed_score_is_kept_beside_what_it_was(langfuse: type[Server]) -> N
     read()
     langfuse.lists["scores"] = [score(1, "5 degrees.", "CORRECTION", updatedAt=stamp(5))]
     assert (read()["feedback"], read()["feedback"]) == (1, 0)
-    with session(write=False) as db:
-        (case,) = gather(db, "weather", 10)
+    (case,) = cases_of("weather")
     assert judge(case.answer, case.opinions).answer == {"role": "assistant", "content": "5 degrees."}
 
 
@@ -311,8 +309,20 @@ def test_an_api_that_stays_away_is_one_line(langfuse: type[Server], waited: list
     with pytest.raises(SetupError, match=r"127\.0\.0\.1.* failed \(502 Bad Gateway\); check FLYWHEEL_LANGFUSE_HOST"):
         read()
     assert len(waited) == api.ATTEMPTS - 1
-    with pytest.raises(SetupError, match=r"failed .*refused"):
-        read("http://127.0.0.1:9")
+
+
+def test_keys_are_sent_to_no_other_address_than_theirs(langfuse: type[Server]) -> None:
+    with pytest.raises(
+        SetupError, match=r"belong to 'http://127.*'; for 'http://elsewhere' set FLYWHEEL_LANGFUSE_HOST"
+    ):
+        read("http://elsewhere")
+    assert not langfuse.asked
+
+
+def test_an_address_where_nobody_listens_is_one_line(waited: list[float], tmp_path: Path) -> None:
+    keys = {"LANGFUSE_HOST": "http://127.0.0.1:9", "LANGFUSE_PUBLIC_KEY": "pk", "LANGFUSE_SECRET_KEY": "sk"}
+    with living_in(tmp_path / "home", TEACHER="", **keys), pytest.raises(SetupError, match=r"failed .*refused"):
+        read()
 
 
 @pytest.mark.parametrize("keys", [{}, {"LANGFUSE_PUBLIC_KEY": "pk", "LANGFUSE_SECRET_KEY": "wrong"}])
@@ -320,7 +330,7 @@ def test_keys_that_are_missing_or_wrong_are_named(langfuse: type[Server], keys: 
     from infra.settings import settings
 
     host = settings().langfuse_host
-    with living_in(tmp_path / "other", **keys), pytest.raises(SetupError) as caught:
+    with living_in(tmp_path / "other", LANGFUSE_HOST=host, **keys), pytest.raises(SetupError) as caught:
         read(host)
     assert "FLYWHEEL_LANGFUSE_PUBLIC_KEY and FLYWHEEL_LANGFUSE_SECRET_KEY" in str(caught.value)
     assert "wrong" not in str(caught.value)

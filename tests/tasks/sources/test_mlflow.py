@@ -15,13 +15,13 @@ from infra.database.session import session
 from infra.database.tables import Cursor, Feedback, Interaction, Quarantine
 from infra.servers import Servers
 from infra.settings import SetupError
-from tasks.cases import gather
 from tasks.ingest import ingest
 from tasks.policy import judge
 from tasks.sources import mlflow as source
 from tasks.sources.mlflow import MLflow
 from tests.infra.test_gateway import rows
 from tests.infra.test_registry import free_port
+from tests.tasks.cases_of import cases_of
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "How cold is Oslo?"}], "temperature": 0.2}
 ANSWERED = {
@@ -159,8 +159,7 @@ def test_opinions_reach_the_call_they_are_about(weather: MLflow) -> None:
         "thumbs": ("thumb", 1), "helpful": ("thumb", -1), "relevance": ("rating", 0.3), "correctness": ("rating", 1.0),
         "remark": ("label", "off topic"),
     }  # fmt: skip
-    with session(write=False) as db:
-        (case,) = gather(db, weather.experiments[0], 10)
+    (case,) = cases_of(weather.experiments[0])
     verdict = judge(case.answer, case.opinions)
     assert (verdict.rule, verdict.answer) == ("correction", {"role": "assistant", "content": "4.5 degrees."})
 
@@ -171,14 +170,12 @@ def test_a_judge_decides_nothing_and_yes_to_a_fault_is_a_thumb_down(weather: MLf
     said(trace, False, name="is_json", by="CODE")
     said(trace, "Something else.", name="expected_response", by="LLM_JUDGE", expected=True)
     read(weather)
-    with session(write=False) as db:
-        (case,) = gather(db, weather.experiments[0], 10)
-        assert judge(case.answer, case.opinions).rule == "nothing" and len(case.opinions) == 3
+    (case,) = cases_of(weather.experiments[0])
+    assert judge(case.answer, case.opinions).rule == "nothing" and len(case.opinions) == 3
     said(trace, True, name="hallucination")
     read(weather)
-    with session(write=False) as db:
-        (case,) = gather(db, weather.experiments[0], 10)
-        assert judge(case.answer, case.opinions).rule == "objection"
+    (case,) = cases_of(weather.experiments[0])
+    assert judge(case.answer, case.opinions).rule == "objection"
 
 
 def test_overridden_deleted_and_failed_assessments_are_no_rows_and_changed_ones_are_new(weather: MLflow) -> None:
@@ -199,9 +196,8 @@ def test_overridden_deleted_and_failed_assessments_are_no_rows_and_changed_ones_
     ]  # fmt: skip
     mlflow.update_assessment(trace, right.assessment_id, Expectation(name="ground truth", value="5"))
     assert (read(weather)["feedback"], read(weather)["feedback"]) == (1, 0)
-    with session(write=False) as db:
-        (case,) = gather(db, weather.experiments[0], 10)
-        verdict = judge(case.answer, case.opinions)
+    (case,) = cases_of(weather.experiments[0])
+    verdict = judge(case.answer, case.opinions)
     assert verdict.answer == {"role": "assistant", "content": "5"}
 
 
