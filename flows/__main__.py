@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what i
         "flows.flywheel:flywheel",
         "turn the wheel once: ingest, curate, distill, quantize, evaluate, release, redeploy",
     ),
-    "ingest": ("flows.ingest:ingest", "read traffic and feedback: flywheel ingest jsonl | otel PATH..."),
+    "ingest": ("flows.ingest:ingest", "read traffic and feedback: flywheel ingest jsonl | otel PATH..., sql QUERY"),
     "curate": ("flows.curate:curate", "freeze a workload's traffic as a dataset"),
     "distill": ("flows.distill:distill", "train a student on a dataset"),
     "quantize": ("flows.quantize:quantize", "quantize a student into candidates"),
