@@ -32,6 +32,8 @@ class Settings(BaseSettings):
         "", description="The model name a teacher endpoint is asked for. Default: what the request names"
     )
     teacher_key: SecretStr = Field(SecretStr(""), description="Bearer token of the teacher endpoint")
+    redact: str = Field("all", description="What is redacted before it is stored: `all`, `none`, or kinds by comma")
+    redaction_key: SecretStr = Field(SecretStr(""), description="Key of the redaction's tokens. Default: made in the home")
     host: str = Field("127.0.0.1", description="What the servers bind to")
     gateway_port: int = Field(8080, ge=1, le=65535, description="The gateway's port")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and UI")
