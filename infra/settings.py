@@ -33,7 +33,9 @@ class Settings(BaseSettings):
     )
     teacher_key: SecretStr = Field(SecretStr(""), description="Bearer token of the teacher endpoint")
     redact: str = Field("all", description="What is redacted before it is stored: `all`, `none`, or kinds by comma")
-    redaction_key: SecretStr = Field(SecretStr(""), description="Key of the redaction's tokens. Default: made in the home")
+    redaction_key: SecretStr = Field(
+        SecretStr(""), description="Key of the tokens that stand for what was redacted. Default: a file in the home"
+    )
     host: str = Field("127.0.0.1", description="What the servers bind to")
     gateway_port: int = Field(8080, ge=1, le=65535, description="The gateway's port")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and UI")

@@ -43,7 +43,7 @@ PEM = re.compile(
     r"-----BEGIN ([A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?)-----"
     r"(?:(?:[^-]|-(?!----))*+-----END \1-----|(?:\s+[A-Za-z0-9+/=]{40,})*)"
 )
-IN_URL = re.compile(r"://[^\s:/@\"'<>]{0,64}:([^\s/@\"'<>]{3,128})@")
+IN_URL = re.compile(r"://[^\s:/@\"'<>]{0,64}:([^\s/@\"'<>]{3,128})@(?=[0-9A-Za-z])")
 ASSIGNED = re.compile(
     r"""(?:passw(?:or)?[dt]|PASSW(?:OR)?D|Passw(?:or)?[dt]|[Ss]ecret|[Tt]oken|TOKEN
         |(?:[a-zA-Z][_\ -]|[Aa]pi)[Kk]ey|(?:[A-Z]_|API)KEY)
@@ -70,4 +70,4 @@ def find(text: str) -> Iterator[Span]:
 
 def is_plausible(secret: str) -> bool:
     """Whether what stands behind a word for a password can be one: six characters, one of them a digit, no variable."""
-    return len(secret) >= 6 and any(map(str.isdigit, secret)) and not secret.startswith(NO_SECRET)
+    return len(secret) >= 6 and re.search("[0-9]", secret) is not None and not secret.startswith(NO_SECRET)

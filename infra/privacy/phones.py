@@ -1,4 +1,4 @@
-"""Telephone numbers in a text: what looks like one, judged by the numbering plans of `phonenumbers` (Google's, offline).
+"""Telephone numbers in a text: what looks like one, judged by the numbering plans of `phonenumbers` (Google, offline).
 
 Digits are everywhere in traffic (orders, dates, prices, ids), so a number counts only where it says what it is:
 
@@ -10,10 +10,11 @@ Digits are everywhere in traffic (orders, dates, prices, ids), so a number count
 | `phone: 6502530000`                | 7 to 15 digits behind a word for telephone, or the value of a JSON key like it |
 
 No region is assumed, since one feature's traffic may come from anywhere. So bare digits without a sign stay
-(`6502530000` may as well be a moment in seconds), and so does what follows a word for an order, an invoice and the like.
+(`6502530000` may as well be a moment in seconds), and so does what follows a word for an order or an invoice, or is
+joined to a word by a hyphen.
 
-A number comes to its national significant number, without country code and trunk zero: +49 30 123456 and 030 123456 are
-the same to who wrote them. That two countries have the same number matters little within one conversation.
+A number comes to its national significant number, without country code and trunk zero: +49 30 123456 and 030 123456
+are the same to who wrote them. That two countries have the same number matters little within one conversation.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ DATE = r"(?:[0-9]{1,2}[./-][0-9]{1,2}[./-](?:19|20)[0-9]{2}|(?:19|20)[0-9]{2}[./
 START = rf"(?<![0-9A-Za-z+])(?<![0-9][.,:/])(?<![0-9A-Za-z]-)(?!{DATE})"  # not within a word, an amount, an id
 END = r"(?![0-9A-Za-z]|[.,:/][0-9]|-[0-9A-Za-z])"
 
-INTERNATIONAL = re.compile(rf"{START}(?:\+|00)[ (]{{0,2}}[1-9](?:[ ./()-]{{0,3}}[0-9]){{6,17}}{END}")
+INTERNATIONAL = re.compile(rf"{START}(?:\+|(?<![0-9] )00)[ (]{{0,2}}[1-9](?:[ ./()-]{{0,3}}[0-9]){{6,17}}{END}")
 LABELLED = re.compile(rf"{START}[0-9]{{1,15}}(?:(?:[ ./-]|\) ?| ?\()[0-9]{{2,15}}){{0,7}}(?![0-9A-Za-z])")
 
 NAMES = "phone fone telefon telefono teléfono telefoon whatsapp celular телефон 电话 電話 手机 手機 携帯".split()
@@ -38,13 +39,16 @@ NUMBERS = "number nummer número numero numéro num no nr".split()
 CALLS = [f"{ask}{whom} {at}" for ask in ("call", "text", "ring", "reach", "contact", "dial")
          for whom in ("", " me", " us") for at in ("at", "on")]  # fmt: skip
 VERBS = "is ist est es è".split()
+_ANY = {name: "|".join(words).replace(" ", "[ ]") for name, words in (
+    ("name", NAMES), ("short", SHORT_NAMES), ("owner", OWNERS), ("number", NUMBERS), ("call", CALLS), ("verb", VERBS)
+)}  # fmt: skip
 LABEL = re.compile(
-    rf"""(?:
-        (?: (?<!i)(?:{"|".join(NAMES)}) | (?<![^\W_])(?:{"|".join(SHORT_NAMES)}) ) (?:[ _.-]{{0,2}}(?:{"|".join(NUMBERS)}))?
-        | (?<!\w)(?:{"|".join(OWNERS)})[ _-](?:{"|".join(NUMBERS[:5])})
-        | {"|".join(CALLS).replace(" ", "[ ]")}
+    r"""(?:
+        (?:(?<!i)(?:{name}) | (?<![^\W_])(?:{short})) (?:[_.\ -]?[\ ]?(?:{number}))?
+        | (?<!\w)(?:{owner})[_\ -](?:{number})
+        | (?:{call})
     )
-    (?:[ ](?:{"|".join(VERBS)}))?$""".replace("[ _", "[\\ _"),
+    (?:[ ](?:{verb}))?$""".format(**_ANY),
     re.VERBOSE,
 )
 LABEL_ENDS = {word[-3:] for word in (*NAMES, *SHORT_NAMES, *NUMBERS, *CALLS, *VERBS)}
@@ -76,7 +80,8 @@ SHAPES = tuple(
     for shape, regions in (
         (r"(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}", ("US",)),
         (
-            r"(?:\(0[1-9][0-9]{0,4}\) ?|0[1-9][0-9]{0,4}(?: ?[/-] ?|[ .]))[0-9]{2,8}(?:[ ./-][0-9]{2,4}){0,4}",
+            r"(?<![0-9] )(?:\(0[1-9][0-9]{0,4}\) ?|0[1-9][0-9]{0,4}(?: ?[/-] ?|[ .]))"
+            r"[0-9]{2,8}(?:[ ./-][0-9]{2,4}){0,4}",
             WITH_TRUNK,
         ),
         (r"\([1-9][0-9]\) ?9?[0-9]{4}[ -][0-9]{4}", ("BR",)),
@@ -161,7 +166,7 @@ def _valid(written: str, regions: Iterable[str]) -> tuple[str, str] | None:
 
 
 def _labelled(candidates: list[str]) -> tuple[str, str] | None:
-    """The longest beginning that is valid somewhere; where none is, the label's word is taken for the digits behind it."""
+    """The longest beginning that is valid somewhere; where none is, the label is believed."""
     for written in candidates:
         bare = _digits(written)
         found = _valid(bare, ("US",)) if len(bare) == 10 else _international(["00" + bare.removeprefix("00")], False)

@@ -24,7 +24,8 @@ LOOK_ALIKES: dict[int, str] = {
     # Invisible: soft hyphen, zero width, direction marks, byte order mark.
     **dict.fromkeys(_ranges((0xAD, 0xAD), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x2069), (0xFEFF, 0xFEFF)), " "),
     **dict.fromkeys(_ranges((0x2010, 0x2015), (0x2212, 0x2212), (0xFF0D, 0xFF0D)), "-"),
-    **dict(zip(map(ord, "＋＠（）．／："), "+@()./:", strict=True)),
+    # The colon stands between a word and a value there, which `=` does here; an IPv6 address may follow it.
+    **dict(zip(map(ord, "＋＠（）．／："), "+@()./=", strict=True)),
 }
 
 

@@ -8,17 +8,18 @@ to try all. Losing it means no more than that new tokens differ from the old. Th
 other spacing or case makes no other token.
 
 Finders say what is there: `identifiers`, `phones`, `keys`. They look at strings only; the names of fields stay, and are
-what tells that `{"phone": "6502530000"}` is one. A string that is JSON itself, as the arguments of a call are, is redacted
-within its string literals, with the rest as it was written. What counted only because of a word before it (`my number
-is ...`, `"password": ...`) is then replaced elsewhere in the same record too, where it stands without that word.
+what tells that `{"phone": "6502530000"}` is one. A string that is JSON itself, as the arguments of a call are, is
+redacted within its string literals, and the rest stays as it was written. Telephone numbers and keys may count only
+because of a word before them (`my number is ...`, `"password": ...`); they are then replaced in all of the record.
 
-Redacting again changes nothing, by construction: a pass goes on until it finds nothing, and tokens are never looked into.
+Redacting again changes nothing, by construction: passes go on until one finds nothing, and none looks into a token.
 """
 
 import base64
 import contextlib
 import hmac
 import json
+import operator
 import os
 import re
 import secrets
@@ -31,6 +32,7 @@ from typing import Any, Literal, get_args
 
 import orjson
 
+from infra.database.messages import Rejected
 from infra.privacy import identifiers, keys, phones, sieve
 from infra.privacy.phones import Span
 from infra.privacy.plain import plain
@@ -70,15 +72,22 @@ class Redactor:
         return redacted
 
     def value(self, value: Any) -> Any:
-        """A JSON value with its strings redacted; the same object where there is nothing to redact."""
+        """A JSON value with its strings redacted; the same object where there is nothing to redact.
+
+        Raises:
+            Rejected: It is nested hundreds of levels deep.
+        """
         if not self.kinds or not _may_hold(value):
             return value
         known: dict[str, str] = {}
-        while True:
-            count, before = len(known), value
-            value = _Pass(self, known).value(value)
-            if value is before and len(known) == count:
-                return value
+        try:
+            while True:
+                count, before = len(known), value
+                value = _Pass(self, known).value(value)
+                if value is before and len(known) == count:
+                    return value
+        except RecursionError as problem:
+            raise Rejected("nested too deeply to be redacted") from problem
 
     def may_contain(self, raw: bytes) -> bool:
         """Whether a raw line of JSON needs `value`: False only where that would change nothing."""
@@ -114,11 +123,15 @@ class _Pass:
         if isinstance(value, str):
             return self.string(value, name)
         if isinstance(value, dict):
-            changed = {k: new for k, old in value.items() if (new := self.value(old, k)) is not old}
+            changed = {}
+            for key, old in value.items():  # no comprehension, whose frame would halve the depth that can be walked
+                new = self.value(old, key)
+                if new is not old:
+                    changed[key] = new
             return {**value, **changed} if changed else value
         if isinstance(value, list):
-            new = [self.value(item) for item in value]
-            return value if all(map(lambda a, b: a is b, new, value)) else new
+            items = list(map(self.value, value))
+            return items if any(map(operator.is_not, items, value)) else value
         return value
 
     def string(self, text: str, name: str) -> str:
@@ -155,11 +168,13 @@ class _Pass:
 
     def _spans(self, text: str) -> list[tuple[int, int, str]]:
         """Where what is, and its token; no two overlap, and none touches a token that is there already."""
-        taken = [match.span() for match in TOKEN.finditer(text)] if "<" in text else []
+        taken = bytearray(len(text))
+        for match in TOKEN.finditer(text) if "<" in text else ():
+            taken[match.start() : match.end()] = b"x" * len(match[0])
         spans = []
         for start, end, token, learned in self._found(text):
-            if all(end <= a or b <= start for a, b in taken):
-                taken.append((start, end))
+            if b"x" not in taken[start:end]:
+                taken[start:end] = b"x" * (end - start)
                 spans.append((start, end, token))
                 if learned:
                     self.known[learned] = token
