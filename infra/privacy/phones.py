@@ -81,7 +81,7 @@ SHAPES = tuple(
         (r"(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}", ("US",)),
         (
             r"(?<![0-9] )(?:\(0[1-9][0-9]{0,4}\) ?|0[1-9][0-9]{0,4}(?: ?[/-] ?|[ .]))"
-            r"[0-9]{2,8}(?:[ ./-][0-9]{2,4}){0,4}",
+            r"[0-9]{2,9}(?:[ ./-][0-9]{2,4}){0,4}",
             WITH_TRUNK,
         ),
         (r"\([1-9][0-9]\) ?9?[0-9]{4}[ -][0-9]{4}", ("BR",)),
@@ -103,14 +103,14 @@ def find(text: str) -> Iterator[Span]:
     """Telephone numbers in a plain text; where two overlap, the surer one comes first."""
     for match in INTERNATIONAL.finditer(text):
         surely = match[0].startswith("+")
-        if surely or not _is_other(text, match.start()):
+        if surely or not _is_other(_before(text, match.start())):
             yield from _span(match, _international(_beginnings(match[0]), surely))
     for shape, regions in SHAPES:
         for match in shape.finditer(text):
-            if 9 <= len(_digits(match[0])) <= 12 and not _is_other(text, match.start()):
+            if 9 <= len(_digits(match[0])) <= 12 and not _is_other(_before(text, match.start())):
                 yield from _span(match, _valid(match[0], regions))
     for match in LABELLED.finditer(text):
-        if len(_digits(match[0])) >= 7 and is_labelled(text[: match.start()]):
+        if len(_digits(match[0])) >= 7 and is_labelled(_before(text, match.start())):
             yield from _span(match, _labelled(_beginnings(match[0])))
 
 
@@ -120,8 +120,12 @@ def is_labelled(before: str) -> bool:
     return (before[-3:] in LABEL_ENDS or before[-2:] in LABEL_ENDS) and LABEL.search(before) is not None
 
 
-def _is_other(text: str, end: int) -> bool:
-    return OTHER.search(text[max(0, end - LONGEST_LABEL) : end]) is not None
+def _is_other(before: str) -> bool:
+    return OTHER.search(before) is not None
+
+
+def _before(text: str, end: int) -> str:
+    return text[max(0, end - LONGEST_LABEL) : end]
 
 
 def _span(match: re.Match[str], found: tuple[str, str] | None) -> Iterator[Span]:

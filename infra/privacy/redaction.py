@@ -12,7 +12,8 @@ what tells that `{"phone": "6502530000"}` is one. A string that is JSON itself, 
 redacted within its string literals, and the rest stays as it was written. Telephone numbers and keys may count only
 because of a word before them (`my number is ...`, `"password": ...`); they are then replaced in all of the record.
 
-Redacting again changes nothing, by construction: passes go on until one finds nothing, and none looks into a token.
+Redacting again changes nothing, by construction: a string is redacted until nothing more is found in it, and no finder
+looks into a token.
 """
 
 import base64
@@ -49,7 +50,7 @@ FINDERS: dict[Kind, Callable[[str], Iterator[Span]]] = {  # the first that finds
     "phone": phones.find,
 }
 TOKEN = re.compile(rf"<(?:{'|'.join(KINDS).upper()})_[a-z2-7]{{6}}>")
-SHORTEST = 6  # a@b.co
+SHORT, IN_SHORT = 20, re.compile(r"[\d@＠:]")
 # A string of JSON and, where it is a field's name, its value.
 MEMBER = re.compile(r'("(?:[^"\\]|\\.)*+")(?:(\s*:\s*)("(?:[^"\\]|\\.)*+")?)?')
 
@@ -79,15 +80,15 @@ class Redactor:
         """
         if not self.kinds or not _may_hold(value):
             return value
-        known: dict[str, str] = {}
+        walk = _Walk(self)
         try:
-            while True:
-                count, before = len(known), value
-                value = _Pass(self, known).value(value)
-                if value is before and len(known) == count:
-                    return value
+            value = walk.value(value)
+            while walk.learned:
+                walk.look_for_what_was_learned()
+                value = walk.value(value)
         except RecursionError as problem:
             raise Rejected("nested too deeply to be redacted") from problem
+        return value
 
     def may_contain(self, raw: bytes) -> bool:
         """Whether a raw line of JSON needs `value`: False only where that would change nothing."""
@@ -100,23 +101,36 @@ class Redactor:
 
 def _may_hold(value: Any) -> bool:
     if isinstance(value, str):
-        return len(value) >= SHORTEST and sieve.may_hold(value.encode("utf-8", "surrogatepass"))
+        return _text_may_hold(value)
     try:
         return sieve.may_hold(orjson.dumps(value))
     except orjson.JSONEncodeError:  # half a surrogate pair, a number beyond 64 bits
         return True
 
 
-class _Pass:
-    """One walk through a record.
+def _text_may_hold(text: str, lead: str = "") -> bool:
+    # Most strings of a record are roles, types and names: nothing so short is anything without these characters.
+    if len(text) < SHORT and not IN_SHORT.search(text):
+        return False
+    return sieve.may_hold((lead + text).encode("utf-8", "surrogatepass"))
+
+
+class _Walk:
+    """A way through a record, gone again as long as it teaches something.
 
     Attributes:
-        known: What was found because of a word before it → its token; added to, and replaced wherever it stands.
+        known: Telephone numbers and keys that were found → their tokens.
+        learned: Whether there are some that have not been looked for where no word gives them away.
     """
 
-    def __init__(self, redactor: Redactor, known: dict[str, str]) -> None:
-        self.redactor, self.known = redactor, known
-        self.pattern = re.compile("|".join(map(_anywhere, known))) if known else None
+    def __init__(self, redactor: Redactor) -> None:
+        self.redactor = redactor
+        self.known: dict[str, str] = {}
+        self.pattern: re.Pattern[str] | None = None
+        self.learned = False
+
+    def look_for_what_was_learned(self) -> None:
+        self.pattern, self.learned = re.compile("|".join(map(_anywhere, self.known))), False
 
     def value(self, value: Any, name: str = "") -> Any:
         """A JSON value redacted, the same object where nothing changes; `name` is the field it is the value of."""
@@ -135,13 +149,25 @@ class _Pass:
         return value
 
     def string(self, text: str, name: str) -> str:
-        if self.pattern is None and not _may_hold(f"{name}: {text}" if name else text):
-            return text
-        if text.lstrip()[:1] in ("{", "["):
+        """A string redacted until there is nothing more to find."""
+        # The field's name is read like a word before the value: `phone: 6502530000`.
+        lead = f"{name}: " if name else ""
+        # On later ways what can be found by itself is gone.
+        worth = self.pattern.search(plain(text)) if self.pattern else _text_may_hold(text, lead)
+        while worth:
+            new = self._once(text, lead)
+            if new is text:
+                break
+            text, worth = new, _text_may_hold(new, lead)
+        return text
+
+    def _once(self, text: str, lead: str) -> str:
+        if text.lstrip()[:1] in ("{", "[", '"'):
             with contextlib.suppress(ValueError, RecursionError):
                 json.loads(text)
-                return _same(text, MEMBER.sub(self._member, text))
-        return self._prose(text, name)
+                new = MEMBER.sub(self._member, text)
+                return text if new == text else new
+        return self._prose(text, lead)
 
     def _member(self, match: re.Match[str]) -> str:
         first, colon, second = match.groups()
@@ -154,30 +180,27 @@ class _Pass:
         new = self.string(text, name)
         return literal if new is text else json.dumps(new, ensure_ascii="\\u" in literal)
 
-    def _prose(self, text: str, name: str) -> str:
-        # The field's name is read like a word before the value: `phone: 6502530000`.
-        lead = f"{name}: " if name else ""
-        spans = [span for span in self._spans(plain(lead + text)) if span[0] >= len(lead)]
-        if not spans:
-            return text
-        parts, end = [], len(lead)
-        for start, stop, token in sorted(spans):
-            parts += [text[end - len(lead) : start - len(lead)], token]
+    def _prose(self, text: str, lead: str) -> str:
+        parts, end = [], 0
+        for start, stop, token in sorted(self._spans(plain(lead + text), len(lead))):
+            parts += [text[end:start], token]
             end = stop
-        return "".join(parts) + text[end - len(lead) :]
+        return "".join(parts) + text[end:] if parts else text
 
-    def _spans(self, text: str) -> list[tuple[int, int, str]]:
-        """Where what is, and its token; no two overlap, and none touches a token that is there already."""
+    def _spans(self, text: str, lead: int) -> list[tuple[int, int, str]]:
+        """Where what is behind the lead, and its token; no two overlap, and none touches a token that is there."""
         taken = bytearray(len(text))
+        taken[:lead] = b"x" * lead
         for match in TOKEN.finditer(text) if "<" in text else ():
             taken[match.start() : match.end()] = b"x" * len(match[0])
         spans = []
-        for start, end, token, learned in self._found(text):
+        for start, end, token, value in self._found(text):
             if b"x" not in taken[start:end]:
                 taken[start:end] = b"x" * (end - start)
-                spans.append((start, end, token))
-                if learned:
-                    self.known[learned] = token
+                spans.append((start - lead, end - lead, token))
+                if value and value not in self.known:
+                    self.known[value] = token
+                    self.learned = True
         return spans
 
     def _found(self, text: str) -> Iterator[tuple[int, int, str, str]]:
@@ -197,10 +220,6 @@ def _anywhere(value: str) -> str:
     """A pattern for a value where no word stands before it; digits also with a trunk zero, and grouped otherwise."""
     written = "0?" + "[ ./()-]{0,2}".join(value) if value.isdigit() else re.escape(value)
     return rf"(?<![0-9A-Za-z]){written}(?![0-9A-Za-z])"
-
-
-def _same(old: str, new: str) -> str:
-    return old if new == old else new
 
 
 def redactor() -> Redactor:

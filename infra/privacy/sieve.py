@@ -60,7 +60,7 @@ LITERALS = tuple(
         (b"w", rb"(?<=assw)(?:or)?[dt]" + SECRET),
         (b"W", rb"(?<=ASSW)(?:OR)?D" + SECRET),
         (b"ecret", SECRET),
-        (b"k", rb"(?:(?<=[Tt]ok)en|(?<=[A-Za-z][_ -]k)ey|(?<=[Aa]pik)ey)" + SECRET),
+        (b"k", rb"(?:en(?<=[Tt]oken)|ey(?:(?<=[A-Za-z][_ -]key)|(?<=[Aa]pikey)))" + SECRET),
         (
             b"K",
             rb"(?:(?<=TOK)EN|(?<=API_K)EY|(?<=[A-Z]_K)EY|(?<=APIK)EY|(?<=[A-Za-z][_ -]K)ey|(?<=[Aa]piK)ey)" + SECRET,
@@ -73,7 +73,7 @@ GROUPED = re.compile(
     rb"|(?<=000 00)(?<!0000 00) 00"  # 345 67 89, but not 2026-11-24
     rb"| 00 00)"  # 06 12 34 56 78, and 2026-11-24 10
 )
-LONG, LONGER, ZERO = 7 * b"0", 13 * b"0", ord("0")
+LONG, ZERO = 7 * b"0", ord("0")
 NEAR = 12
 AFTER_LABEL = phones.AFTER_LABEL.encode() + b"-/)"
 LABEL_ENDS = {end.encode() for end in phones.LABEL_ENDS}
@@ -109,11 +109,12 @@ def _numbers(data: bytes) -> bool:
         return True
     start = shape.find(LONG)
     while start >= 0:
+        further = shape.find(LONG, start + len(LONG))
         # Most runs are orders and moments in seconds. What stands before them is nearly always the same few words.
-        surely = start >= NEAR and data[start] != ZERO and not shape.startswith(LONGER, start)
-        if not (surely and _is_id(data[start - NEAR : start])) and _is_more_than_an_id(data, shape, start):
+        longer = further == start + len(LONG)
+        if (longer or not _is_id(data[start - NEAR : start + 1])) and _is_more_than_an_id(data, shape, start):
             return True
-        start = shape.find(LONG, start + len(LONG))
+        start = further
     return False
 
 
@@ -132,14 +133,17 @@ def _is_more_than_a_date(data: bytes, shape: bytes, start: int, end: int) -> boo
 
 
 @lru_cache(4096)
-def _is_id(before: bytes) -> bool:
-    """Whether the bytes before bare digits surely say neither telephone nor IBAN, as `created":` and `order #`."""
+def _is_id(beginning: bytes) -> bool:
+    """Whether bare digits are surely no telephone number and no IBAN, by their first and what stands before them."""
+    before = beginning[:-1]
     word = before.rstrip(AFTER_LABEL)
     end = word[-3:].lower()
     if len(end) < 3 or not end.isascii() or end in LABEL_ENDS or end[1:] in LABEL_ENDS or end[1:2] == b"\\":
         return False
-    within = len(word) == len(before)  # of a word: a hexadecimal id, but after capitals it may be an IBAN
-    return before[-1:].islower() if within and end[2:].isalpha() else not end[2:].isdigit()
+    if end[2:].isdigit() or beginning[-1:] == b"0":
+        return False
+    # Within a word it is part of a hexadecimal id; after capitals it may be an IBAN.
+    return not end[2:].isalpha() or len(word) < len(before) or before[-1:].islower()
 
 
 def _is_more_than_an_id(data: bytes, shape: bytes, start: int) -> bool:
