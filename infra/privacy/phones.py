@@ -24,7 +24,6 @@ from collections.abc import Iterable, Iterator
 Span = tuple[int, int, str]
 """Where a value starts, where it ends, and what it comes to however it is written."""
 
-SEPARATORS = " ./()-"
 DATE = r"(?:[0-9]{1,2}[./-][0-9]{1,2}[./-](?:19|20)[0-9]{2}|(?:19|20)[0-9]{2}[./-][0-9]{1,2}[./-][0-9])"
 START = rf"(?<![0-9A-Za-z+])(?<![0-9][.,:/])(?<![0-9A-Za-z]-)(?!{DATE})"  # not within a word, an amount, an id
 END = r"(?![0-9A-Za-z]|[.,:/][0-9]|-[0-9A-Za-z])"
@@ -55,26 +54,7 @@ LABEL_ENDS = {word[-3:] for word in (*NAMES, *SHORT_NAMES, *NUMBERS, *CALLS, *VE
 AFTER_LABEL = " .:=\"'\\(#\t\n\r"
 LONGEST_LABEL = 48
 
-WITH_TRUNK = (
-    "DE",
-    "GB",
-    "FR",
-    "IT",
-    "NL",
-    "BE",
-    "AT",
-    "CH",
-    "SE",
-    "AU",
-    "JP",
-    "KR",
-    "IN",
-    "TR",
-    "ZA",
-    "ID",
-    "VN",
-    "UA",
-)
+WITH_TRUNK = "DE GB FR IT NL BE AT CH SE AU JP KR IN TR ZA ID VN UA".split()
 SHAPES = tuple(
     (re.compile(START + shape + END), regions)
     for shape, regions in (
