@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     langfuse_public_key: SecretStr = Field(SecretStr(""), description="Public key of a Langfuse project")
     langfuse_secret_key: SecretStr = Field(SecretStr(""), description="Its secret key")
     sql_url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL of the database that `ingest sql` reads")
+    redact: str = Field("all", description="What is redacted before it is stored: `all`, `none`, or kinds by comma")
+    redaction_key: SecretStr = Field(
+        SecretStr(""), description="Key of the tokens that stand for what was redacted. Default: a file in the home"
+    )
     host: str = Field("127.0.0.1", description="What the servers bind to")
     gateway_port: int = Field(8080, ge=1, le=65535, description="The gateway's port")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and UI")

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from sqlalchemy import Engine, create_engine, func, select, text
 
+from infra.database.records import InteractionRow
 from infra.database.session import session
 from infra.database.tables import Base, Cursor, Feedback, Interaction, Quarantine
 from infra.settings import SetupError
@@ -120,7 +121,7 @@ def test_a_column_that_grows_is_read_on_from_its_last_value(theirs: Engine) -> N
     assert told(ingest(spec)) == (5, 5, 0, 0)
     add(theirs, 6, 7)
     found = entries(spec, position())
-    assert [entry.row.external_id for entry in found if isinstance(entry.row, Interaction)] == ["5", "6", "7"]
+    assert [entry.row.external_id for entry in found if isinstance(entry.row, InteractionRow)] == ["5", "6", "7"]
     assert told(ingest(spec)) == (2, 0, 10, 0) and ids() == list(range(1, 8))
     assert told(ingest(spec)) == (0, 0, 12, 0)
 

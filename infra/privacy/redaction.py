@@ -1,0 +1,266 @@
+r"""What names a person or opens a door, replaced before anything is stored; what a model is asked is never touched.
+
+`bob@example.com` becomes `<EMAIL_k3f9q2>`: the kind, and 30 bits of HMAC-SHA256 over kind and value. So a value has the
+same token wherever it stands, in the user's words, in the arguments of the call that copies them, in a later turn, in
+feedback that comes apart and in another process, without a table of values that would itself be worth stealing. A
+student can learn to copy it. The key is what keeps a token from being undone: there are few enough telephone numbers
+to try all. Losing it means no more than that new tokens differ from the old. The value is normalized first, so that
+other spacing or case makes no other token.
+
+Finders say what is there: `identifiers`, `phones`, `keys`. They look at strings only; the names of fields stay, and are
+what tells that `{"phone": "6502530000"}` is one. A string that is JSON itself, as the arguments of a call are, is
+redacted within its string literals, and the rest stays as it was written. Telephone numbers and keys may count only
+because of a word before them (`my number is ...`, `"password": ...`); they are then replaced in all of the record.
+
+Redacting again changes nothing, by construction: a string is redacted until nothing more is found in it, and no finder
+looks into a token.
+"""
+
+import base64
+import contextlib
+import hmac
+import json
+import operator
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, Literal, get_args
+
+import orjson
+
+from infra.database.messages import Rejected
+from infra.privacy import identifiers, keys, phones, sieve
+from infra.privacy.phones import Span
+from infra.privacy.plain import plain
+from infra.settings import SetupError, settings
+
+Kind = Literal["email", "phone", "card", "iban", "ip", "key"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+FINDERS: dict[Kind, Callable[[str], Iterator[Span]]] = {  # the first that finds keeps: a key may look like a number
+    "key": keys.find,
+    "email": identifiers.emails,
+    "iban": identifiers.ibans,
+    "card": identifiers.cards,
+    "ip": identifiers.addresses,
+    "phone": phones.find,
+}
+TOKEN = re.compile(rf"<(?:{'|'.join(KINDS).upper()})_[a-z2-7]{{6}}>")
+SHORT, IN_SHORT = 20, re.compile(r"[\d@＠:]")
+# A string of JSON and, where it is a field's name, its value.
+MEMBER = re.compile(r'("(?:[^"\\]|\\.)*+")(?:(\s*:\s*)("(?:[^"\\]|\\.)*+")?)?')
+
+
+@dataclass(frozen=True)
+class Redactor:
+    """Replaces values of some kinds by tokens. It has no state and can be pickled.
+
+    Attributes:
+        kinds: What is replaced; nothing where there are none.
+        key: Secret key of the tokens.
+    """
+
+    kinds: tuple[Kind, ...]
+    key: bytes = field(repr=False)
+
+    def text(self, text: str) -> str:
+        """The text redacted; the same object where there is nothing to redact."""
+        redacted: str = self.value(text)
+        return redacted
+
+    def value(self, value: Any) -> Any:
+        """A JSON value with its strings redacted; the same object where there is nothing to redact.
+
+        Raises:
+            Rejected: It is nested hundreds of levels deep.
+        """
+        if not self.kinds or not _may_hold(value):
+            return value
+        walk = _Walk(self)
+        try:
+            value = walk.value(value)
+            while walk.learned:
+                walk.look_for_what_was_learned()
+                value = walk.value(value)
+        except RecursionError as problem:
+            raise Rejected("nested too deeply to be redacted") from problem
+        return value
+
+    def may_contain(self, raw: bytes) -> bool:
+        """Whether a raw line of JSON needs `value`: False only where that would change nothing."""
+        return bool(self.kinds) and sieve.may_hold(raw)
+
+    def token(self, kind: Kind, value: str) -> str:
+        digest = hmac.digest(self.key, f"{kind}:{value}".encode("utf-8", "surrogatepass"), "sha256")
+        return f"<{kind.upper()}_{base64.b32encode(digest)[:6].decode().lower()}>"
+
+
+def _may_hold(value: Any) -> bool:
+    if isinstance(value, str):
+        return _text_may_hold(value)
+    try:
+        return sieve.may_hold(orjson.dumps(value))
+    except orjson.JSONEncodeError:  # half a surrogate pair, a number beyond 64 bits
+        return True
+
+
+def _text_may_hold(text: str, lead: str = "") -> bool:
+    # Most strings of a record are roles, types and names: nothing so short is anything without these characters.
+    if len(text) < SHORT and not IN_SHORT.search(text):
+        return False
+    return sieve.may_hold((lead + text).encode("utf-8", "surrogatepass"))
+
+
+class _Walk:
+    """A way through a record, gone again as long as it teaches something.
+
+    Attributes:
+        known: Telephone numbers and keys that were found → their tokens.
+        learned: Whether there are some that have not been looked for where no word gives them away.
+    """
+
+    def __init__(self, redactor: Redactor) -> None:
+        self.redactor = redactor
+        self.known: dict[str, str] = {}
+        self.pattern: re.Pattern[str] | None = None
+        self.learned = False
+
+    def look_for_what_was_learned(self) -> None:
+        self.pattern, self.learned = re.compile("|".join(map(_anywhere, self.known))), False
+
+    def value(self, value: Any, name: str = "") -> Any:
+        """A JSON value redacted, the same object where nothing changes; `name` is the field it is the value of."""
+        if isinstance(value, str):
+            return self.string(value, name)
+        if isinstance(value, dict):
+            changed = {}
+            for key, old in value.items():  # no comprehension, whose frame would halve the depth that can be walked
+                new = self.value(old, key)
+                if new is not old:
+                    changed[key] = new
+            return {**value, **changed} if changed else value
+        if isinstance(value, list):
+            items = list(map(self.value, value))
+            return items if any(map(operator.is_not, items, value)) else value
+        return value
+
+    def string(self, text: str, name: str) -> str:
+        """A string redacted until there is nothing more to find."""
+        # The field's name is read like a word before the value: `phone: 6502530000`.
+        lead = f"{name}: " if name else ""
+        # On later ways what can be found by itself is gone.
+        worth = self.pattern.search(plain(text)) if self.pattern else _text_may_hold(text, lead)
+        while worth:
+            new = self._once(text, lead)
+            if new is text:
+                break
+            text, worth = new, _text_may_hold(new, lead)
+        return text
+
+    def _once(self, text: str, lead: str) -> str:
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            with contextlib.suppress(ValueError, RecursionError):
+                json.loads(text)
+                new = MEMBER.sub(self._member, text)
+                return text if new == text else new
+        return self._prose(text, lead)
+
+    def _member(self, match: re.Match[str]) -> str:
+        first, colon, second = match.groups()
+        if colon is None:
+            return self._literal(first, "")
+        return first + colon + (self._literal(second, json.loads(first)) if second else "")
+
+    def _literal(self, literal: str, name: str) -> str:
+        text = json.loads(literal)
+        new = self.string(text, name)
+        return literal if new is text else json.dumps(new, ensure_ascii="\\u" in literal)
+
+    def _prose(self, text: str, lead: str) -> str:
+        parts, end = [], 0
+        for start, stop, token in sorted(self._spans(plain(lead + text), len(lead))):
+            parts += [text[end:start], token]
+            end = stop
+        return "".join(parts) + text[end:] if parts else text
+
+    def _spans(self, text: str, lead: int) -> list[tuple[int, int, str]]:
+        """Where what is behind the lead, and its token; no two overlap, and none touches a token that is there."""
+        taken = bytearray(len(text))
+        taken[:lead] = b"x" * lead
+        for match in TOKEN.finditer(text) if "<" in text else ():
+            taken[match.start() : match.end()] = b"x" * len(match[0])
+        spans = []
+        for start, end, token, value in self._found(text):
+            if b"x" not in taken[start:end]:
+                taken[start:end] = b"x" * (end - start)
+                spans.append((start - lead, end - lead, token))
+                if value and value not in self.known:
+                    self.known[value] = token
+                    self.learned = True
+        return spans
+
+    def _found(self, text: str) -> Iterator[tuple[int, int, str, str]]:
+        redactor = self.redactor
+        for kind, find in FINDERS.items():
+            if kind in redactor.kinds:
+                for start, end, value in find(text):
+                    yield start, end, redactor.token(kind, value), value if kind in ("key", "phone") else ""
+        if self.pattern:
+            for match in self.pattern.finditer(text):
+                value = match[0] if match[0] in self.known else "".join(filter(str.isdigit, match[0])).lstrip("0")
+                if value in self.known:
+                    yield match.start(), match.end(), self.known[value], ""
+
+
+def _anywhere(value: str) -> str:
+    """A pattern for a value where no word stands before it; digits also with a trunk zero, and grouped otherwise."""
+    written = "0?" + "[ ./()-]{0,2}".join(value) if value.isdigit() else re.escape(value)
+    return rf"(?<![0-9A-Za-z]){written}(?![0-9A-Za-z])"
+
+
+def redactor() -> Redactor:
+    """The redactor that the settings ask for.
+
+    Raises:
+        SetupError: FLYWHEEL_REDACT names an unknown kind, or the key's file is not one.
+    """
+    chosen = settings()
+    return _made(chosen.redact, chosen.redaction_key.get_secret_value(), chosen.home)
+
+
+@cache
+def _made(redact: str, key: str, home: Path) -> Redactor:
+    names = [name.strip().lower() for name in redact.split(",")]
+    if names == ["none"]:
+        return Redactor((), b"")
+    if unknown := [name for name in names if name not in KINDS and names != ["all"]]:
+        raise SetupError(f"FLYWHEEL_REDACT names {unknown[0]!r}; known are {', '.join(KINDS)}, or `all`, or `none`")
+    kinds = tuple(kind for kind in KINDS if names == ["all"] or kind in names)
+    return Redactor(kinds, key.encode() if key else _key_of(home))
+
+
+def _key_of(home: Path) -> bytes:
+    """The key in the home, made on first use. Of two processes that make one at once, one's counts for both."""
+    file = home / "redaction.key"
+    if not file.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        # Written whole under another name (which only its owner may read), then given its name, which can happen once.
+        with NamedTemporaryFile("w", dir=home, prefix=".redaction-") as made:
+            made.write(secrets.token_hex(32))
+            made.flush()
+            os.fsync(made.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(made.name, file)
+    try:
+        key = bytes.fromhex(file.read_text())
+    except (OSError, ValueError) as problem:
+        raise SetupError(
+            f"{str(file)!r} is no redaction key: {problem}; remove it, or set FLYWHEEL_REDACTION_KEY"
+        ) from problem
+    if len(key) != 32:
+        raise SetupError(f"{str(file)!r} has {len(key)} bytes, not 32; remove it, or set FLYWHEEL_REDACTION_KEY")
+    return key
