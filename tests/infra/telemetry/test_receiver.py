@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
 from infra.database.session import session
 from infra.database.tables import Feedback, Interaction, Quarantine
-from infra.gateway import create_app
+from infra.gateway.app import create_app
 from infra.telemetry import receiver
+from tests.infra.gateway.test_app import listening, rows
 from tests.infra.telemetry.test_genai import BODIES, log, span
-from tests.infra.test_gateway import listening, rows
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 TRACES = (BODIES / "openinference-openai-0.1.66.traces.pb").read_bytes()
@@ -122,7 +122,7 @@ def test_a_refusal_in_protobuf_is_a_status(home: Path) -> None:
     from google.rpc.status_pb2 import Status
 
     for said in ("short", "x" * 127, "y" * 128, "z" * 1999):
-        told = Status.FromString(receiver._refused(400, 3, said, receiver.PROTOBUF).body)
+        told = Status.FromString(receiver.refused(400, said, receiver.PROTOBUF).body)
         assert (told.code, told.message) == (3, said)
 
 
