@@ -21,7 +21,6 @@ from typing import Any
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from infra import registry
 from infra.engines import Engine
 from infra.gateway.errors import Failed, Refused
 from infra.gateway.record import Call, Recorder
@@ -68,13 +67,17 @@ class Gateway:
                 return Relayed(answer, call, self.recorder, named)
         except Failed as problem:
             problem.headers |= named
-            await self.recorder.keep(call.record({"error": problem.error}))
+            await self.recorder.keep(call.record(problem.record))
+            raise
+        except Refused:
+            self.recorder.open.discard(call.id)
             raise
         except asyncio.CancelledError:
             await self.recorder.keep(call.record({"error": HUNG_UP}))
             raise
-        except Refused:
-            self.recorder.open.discard(call.id)
+        except Exception as problem:
+            said = f"the gateway failed: {type(problem).__name__}"
+            await self.recorder.keep(call.record(Failed(500, said, code="gateway_failed").record))
             raise
         await self.recorder.keep(call.record(answer))
         if not call.body.get("stream"):
@@ -100,8 +103,7 @@ class Gateway:
         except Failed as problem:
             # A call of its own, in a conversation of its own: the teacher's answer is what the customer saw.
             tried = replace(call, id=f"{call.id}-champion", conversation=None)
-            model = registry.served_name(call.workload, self.champions.served[call.workload].version)
-            await self.recorder.keep(tried.record({"model": model, "error": problem.error}))
+            await self.recorder.keep(tried.record(problem.record))
             return None
 
 

@@ -50,7 +50,18 @@ class Refused(Exception):
 
 
 class Failed(Refused):
-    """The error of whoever was asked for the answer: it is recorded as what came of the call."""
+    """The error of whoever was asked for the answer: it is recorded as what came of the call.
+
+    Attributes:
+        model: Who it was, where that is known.
+    """
+
+    model: str | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The response that is recorded."""
+        return {"error": self.error, **({"model": self.model} if self.model else {})}
 
 
 class Told:

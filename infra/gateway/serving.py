@@ -101,7 +101,7 @@ class Champions:
         """The student's answer; nothing where there is no student for this request, or its context is too short.
 
         Raises:
-            Failed: The student broke; `model` is its name.
+            Failed: The student broke.
         """
         served = self.served.get(workload)
         if served is None or (read := served.engine.strip(body)) is None:
@@ -145,7 +145,9 @@ async def ask(engine: Engine, request: dict[str, Any], name: str, id: str) -> di
         (reply,) = await run_in_threadpool(engine.chat, [request])
     except Exception as problem:
         log.error("%s failed: %s", name, trace(problem))
-        raise Failed(500, f"{name} failed: {type(problem).__name__}", code="engine_failed") from problem
+        failed = Failed(500, f"{name} failed: {type(problem).__name__}", code="engine_failed")
+        failed.model = name
+        raise failed from problem
     if not reply.completion_tokens:
         raise Refused(
             400, f"the request has {reply.prompt_tokens} tokens, more than the model's context holds",

@@ -115,14 +115,16 @@ class Relay:
     async def passed(self) -> AsyncIterator[bytes]:
         """The endpoint's lines, all but the end."""
         try:
-            async for line in _lines(self.response):
+            async for line, ended in _lines(self.response):
                 if line.startswith(b"data:"):
                     said = line[5:].strip()
                     if said == b"[DONE]":
                         self.done = True
                         return
-                    line = self._noted(said) or line
-                yield line + b"\n"
+                    passed = self._noted(said) or (line if ended else b"")  # half a chunk is for nobody
+                else:
+                    passed = line
+                yield passed + b"\n"
             self.problem = "the connection was closed"
         except httpx.HTTPError as problem:
             self.problem = f"{type(problem).__name__}: {problem}".rstrip(": ")
@@ -185,14 +187,15 @@ def _choices(chunk: dict[str, Any]) -> list[dict[str, Any]]:
     return [part for part in choices if isinstance(part, dict)] if isinstance(choices, list) else []
 
 
-async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _lines(response: httpx.Response) -> AsyncIterator[tuple[bytes, bool]]:
+    """Each line, and whether it has its end."""
     rest = b""
     async for block in response.aiter_bytes():
         *whole, rest = (rest + block).split(b"\n")
         for line in whole:
-            yield line.removesuffix(b"\r")
+            yield line.removesuffix(b"\r"), True
     if rest:
-        yield rest
+        yield rest, False
 
 
 def events(answer: dict[str, Any]) -> list[bytes]:
