@@ -21,10 +21,10 @@ address, 409 the id of another feedback, 413 too large, 422 no feedback, 429 too
 from datetime import UTC, datetime
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from infra.database import records
@@ -48,6 +48,7 @@ def create_app(teacher: Engine | str | None = None) -> FastAPI:
         SetupError: FLYWHEEL_TOKENS cannot be read.
     """
     gateway = Gateway(teacher)
+    exporters = CapacityLimiter(8)  # those that wait for a locked database leave the engines their threads
     app = FastAPI(title="Flywheel gateway", lifespan=gateway.running, docs_url="/docs")
     tokens = Tokens(settings().tokens.get_secret_value())
     app.add_middleware(Door, tokens=tokens, rate=RateLimit(settings().rate_limit))
@@ -85,7 +86,8 @@ def create_app(teacher: Engine | str | None = None) -> FastAPI:
 
     async def telemetry(request: Request, signal: Signal) -> Response:
         kind, encoding = (request.headers.get(f"content-{name}", "") for name in ("type", "encoding"))
-        answer = await run_in_threadpool(receive, await body.read(request), signal, kind, encoding)
+        raw = await body.read(request)
+        answer = await to_thread.run_sync(receive, raw, signal, kind, encoding, limiter=exporters)
         return Response(answer.body, answer.status, media_type=answer.media_type)
 
     @app.get("/v1/models")

@@ -60,8 +60,8 @@ class Champions:
                 await self.follow()
             except SetupError as problem:
                 log.warning("the champions stay as they are: %s", problem)
-            except Exception:
-                log.exception("the champions stay as they are")
+            except Exception as problem:
+                log.error("the champions stay as they are: %s", trace(problem))
             await asyncio.sleep(POLL_SECONDS)
 
     async def follow(self) -> None:
