@@ -156,7 +156,9 @@ def test_many_customers_at_once_do_not_wait_for_each_others_lock(open_house: Any
         assert set(asked) < set(ids(Interaction)) and rows(Quarantine) == []
 
 
-def test_a_postgresql_that_becomes_read_only_is_away_until_it_is_not(open_house: Any, cluster: Cluster) -> None:
+def test_a_postgresql_that_becomes_read_only_is_away_until_it_is_not(
+    open_house: Any, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     def read_only(state: str) -> None:
         name = cluster.url.partition("?")[0].rpartition("/")[2]
         with psycopg.connect(
@@ -174,6 +176,8 @@ def test_a_postgresql_that_becomes_read_only_is_away_until_it_is_not(open_house:
         read_only("off")
         eventually(drained)
         assert ids(Interaction) == asked
+    assert "the database is away" in caplog.text
+    assert "parameters" not in caplog.text, "the driver's message holds the row"
 
 
 def test_a_record_that_the_database_refuses_by_itself_goes_to_quarantine(open_house: Any) -> None:
@@ -265,6 +269,18 @@ def test_writers_that_are_killed_and_a_drain_beside_them_lose_no_line_that_was_a
     kept = set(ids(Feedback))
     assert min(heard.values()) > 5 and drained()
     assert {f"{name}-{n}" for name, count in heard.items() for n in range(count)} <= kept
+
+
+def test_a_line_for_a_file_that_is_deleted_meanwhile_goes_into_a_new_one(home: Path) -> None:
+    spool.append(b'{"n": 1}')
+    (path,) = spool.files(spool.folder())
+    with path.open("rb") as file, spool.locked(file):
+        writer = threading.Thread(target=spool.append, args=(b'{"n": 2}',))
+        writer.start()
+        time.sleep(0.3)
+        path.unlink()
+    writer.join()
+    assert path.read_bytes() == b'{"n": 2}\n'
 
 
 def test_a_torn_line_is_quarantined_and_harms_none_beside_it(home: Path) -> None:
