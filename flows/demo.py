@@ -49,6 +49,7 @@ async def open_shop(day: int, conversations: int) -> dict[str, int]:
     import httpx
 
     from flows import gateway
+    from infra.gateway.access import credentials
     from infra.seedling.simulate import WORKLOAD
     from infra.seedling.simulate import day as simulate
 
@@ -56,7 +57,9 @@ async def open_shop(day: int, conversations: int) -> dict[str, int]:
     with Bar() as bar:
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app=app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=120) as client:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://gateway", timeout=120, headers=credentials()
+            ) as client:
                 counts = await simulate(client, day, conversations, bar)
     return counts
 

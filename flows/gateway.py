@@ -1,8 +1,9 @@
 """The gateway with the configured teacher behind it; `python -m flows.gateway` runs it, as `flywheel up` does."""
 
+import sys
 from typing import TYPE_CHECKING
 
-from infra.settings import settings
+from infra.settings import SetupError, settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -10,21 +11,25 @@ if TYPE_CHECKING:
 
 def app(workload: str | None = None) -> "FastAPI":
     """The gateway; where a workload is named, its teacher stands behind it, else whichever is configured."""
-    from infra.gateway import create_app
+    from infra.gateway.app import create_app
     from tasks.teachers import teacher_for
 
     teacher = teacher_for(workload)
     return create_app(teacher.behind_gateway() if teacher else None)
 
 
-def main() -> None:
-    from flows.__main__ import quiet_environment
+def main() -> int:
+    from flows.__main__ import complain, quiet_environment
 
     quiet_environment()
-    from infra.gateway import serve
+    from infra.gateway.app import serve
 
-    serve(app(), settings().host, settings().gateway_port)
+    try:
+        serve(app(), settings().host, settings().gateway_port)
+    except SetupError as problem:
+        return complain(str(problem))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,11 @@ ingest_stage = stage(tasks.ingest.ingest, retries=2)
 
 
 @flow(name="ingest", flow_run_name="ingest-{source.name}")
-def ingest(source: Annotated[Source, Field(description="Where the traffic and the feedback are")]) -> dict[str, Any]:
+def ingest(
+    source: Annotated[Source, Field(description="Where the traffic and the feedback are")],
+    redact: Annotated[
+        str, Field(description="email,phone,card,iban,ip,key; all or none. Default FLYWHEEL_REDACT")
+    ] = "",
+) -> dict[str, Any]:
     """Read logged traffic and feedback into the database; what is there already changes nothing."""
-    return ingest_stage(source)
+    return ingest_stage(source, redact)

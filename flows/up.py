@@ -10,7 +10,10 @@ from infra.settings import settings
 
 def up() -> dict[str, Any] | None:
     """Start Prefect, MLflow, the gateway and the nightly deployment on this machine; Ctrl-C stops them all."""
+    from infra.gateway.access import require_tokens
+
     chosen = settings()
+    require_tokens(chosen.host)
     ports = {"gateway": chosen.gateway_port, "prefect": chosen.prefect_port, "mlflow": chosen.mlflow_port}
     for name, port in ports.items():
         require_free(chosen.host, port, f"FLYWHEEL_{name.upper()}_PORT")

@@ -1,7 +1,9 @@
 """The prefix that all requests of a workload share: the system prompt and the tool schemas.
 
 A student has learned it and is not sent it ("baked"). Gateway and training strip it by the same function, so that a
-student reads in service exactly what it read in training; a request with another prefix is another job.
+student reads in service exactly what it read in training; a request with another prefix is another job. A prefix that
+was learned from redacted records (an address for complaints in the system prompt) is that of the requests which would
+be redacted to it.
 """
 
 import hashlib
@@ -10,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+from infra.privacy.redaction import redactor
 
 Message = dict[str, Any]
 
@@ -43,7 +47,8 @@ class Prefix:
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None
     ) -> tuple[list[Message], list[dict[str, Any]] | None] | None:
         """Messages and tools without this prefix, or None where the request begins with another."""
-        if Prefix.of({"messages": messages, "tools": tools}) != self:
+        mine = Prefix.of({"messages": messages, "tools": tools})
+        if mine != self and redactor().value(mine.to_json()) != self.to_json():
             return None
         return list(messages[1:] if self.system is not None else messages), None
 

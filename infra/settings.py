@@ -42,6 +42,12 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="What the servers bind to")
     gateway_port: int = Field(8080, ge=1, le=65535, description="The gateway's port")
+    tokens: SecretStr = Field(
+        SecretStr(""),
+        description="`CLIENT:TOKEN` pairs, separated by commas: who may write to the gateway. Default: all",
+    )
+    rate_limit: int = Field(0, ge=0, description="Requests a minute that a client may send the gateway; 0 is no limit")
+    body_limit_mb: int = Field(32, ge=1, le=1024, description="The largest body that the gateway reads, in MiB")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and UI")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of MLflow's server and UI")
     threads: int = Field(0, ge=0, description="Threads for training and serving; 0 takes the idle cores")

@@ -15,6 +15,7 @@ from infra.database.records import InteractionRow
 from infra.database.session import session
 from infra.database.store import accept, move_cursor
 from infra.database.tables import Cursor, Interaction
+from infra.privacy.redaction import Redactor, redactor
 from infra.settings import SetupError
 from tasks.sources import Source
 from tasks.sources.part import Entry, Part
@@ -24,8 +25,13 @@ BATCH_ROWS = 1000
 BATCH_BYTES = 32 << 20
 
 
-def ingest(source: Source, *, progress: Progress | None = None, flow_run_id: str | None = None) -> dict[str, Any]:
+def ingest(
+    source: Source, redact: str = "", *, progress: Progress | None = None, flow_run_id: str | None = None
+) -> dict[str, Any]:
     """Read a source into the database; what is there already changes nothing.
+
+    Args:
+        redact: What is redacted, kinds with commas between, `all` or `none`; without it, what FLYWHEEL_REDACT says.
 
     Returns:
         rows = interactions + feedback + duplicates + quarantined, to the row. `quarantined` counts the rows of this
@@ -35,6 +41,7 @@ def ingest(source: Source, *, progress: Progress | None = None, flow_run_id: str
     Raises:
         SetupError: There is nothing to read, or nothing in it could be understood.
     """
+    chosen = redactor(redact)
     parts = source.parts()
     total, read = sum(part.size for part in parts), 0
     counts: Counter[str] = Counter(rows=0, interactions=0, feedback=0, duplicates=0, quarantined=0)
@@ -43,7 +50,7 @@ def ingest(source: Source, *, progress: Progress | None = None, flow_run_id: str
     for part in parts:
         bad = 0
         for batch in batches(part):
-            bad += write(part, batch, counts, workloads, problems, bad)
+            bad += write(part, batch, chosen, counts, workloads, problems, bad)
             if progress:
                 progress(read + min(batch[-1].done, part.size), total, "ingest")
         counts.update(rows=part.skipped, duplicates=part.skipped)
@@ -80,7 +87,13 @@ def batches(part: Part) -> Iterator[list[Entry]]:
 
 
 def write(
-    part: Part, batch: list[Entry], counts: Counter[str], workloads: set[str], problems: list[str], bad: int
+    part: Part,
+    batch: list[Entry],
+    redact: Redactor,
+    counts: Counter[str],
+    workloads: set[str],
+    problems: list[str],
+    bad: int,
 ) -> int:
     """Store a batch and move the cursor, in one transaction; how many went to quarantine.
 
@@ -89,7 +102,7 @@ def write(
         bad: Rows of this part that went to quarantine before.
     """
     with session() as db:
-        fates = accept(db, part.kind, batch)
+        fates = accept(db, part.kind, batch, redact)
         refused = [(entry.where, reason) for entry, (fate, reason) in zip(batch, fates, strict=True) if reason]
         if reached := [entry.position for entry in batch if entry.position]:
             move_cursor(db, part.cursor, {**reached[-1], "quarantined": bad + len(refused), "path": part.label})

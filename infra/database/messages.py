@@ -15,6 +15,8 @@ ROLES = {
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant", "tool": "tool",
     "function": "function", "human": "user", "ai": "assistant",
 }  # fmt: skip
+CUT_OFF = "cut_off"
+UNFINISHED = ("length", "content_filter", "error", CUT_OFF)  # finish_reasons of answers that are not whole
 
 
 def normalized_request(request: Any) -> dict[str, Any]:
@@ -118,11 +120,11 @@ def normalized_response(response: Any) -> dict[str, Any]:
 def answer_of(response: Mapping[str, Any]) -> dict[str, Any] | None:
     """The assistant message of a stored response, or None where there is none to imitate.
 
-    None stands for an error, an empty answer, one cut off (`length`, `content_filter`), and a call whose arguments
-    are no JSON object.
+    None stands for an error, an empty answer, one cut off (UNFINISHED), and a call whose arguments are no JSON object.
+    An answer that was logged whole needs no finish_reason.
     """
     choice = (response.get("choices") or [{}])[0]
-    if choice.get("finish_reason") in ("length", "content_filter"):
+    if choice.get("finish_reason") in UNFINISHED:
         return None
     try:
         message = assistant_message(choice.get("message"))
@@ -135,6 +137,9 @@ def answer_of(response: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def assembled(chunks: Iterable[Any]) -> dict[str, Any]:
     """Streamed chunks as the response they are parts of; choices and tool calls are told apart by their `index`.
+
+    A choice that no chunk finished gets the finish_reason `cut_off`: in a stream, a half answer looks like a whole one.
+    A chunk may be an error, before which there may be choices.
 
     Raises:
         Rejected: One is no chunk.
@@ -150,6 +155,8 @@ def assembled(chunks: Iterable[Any]) -> dict[str, Any]:
             if not isinstance(delta, dict):
                 raise Rejected("a streamed chunk has a choice without delta")
             index = part.get("index", 0)
+            if not isinstance(index, int):
+                raise Rejected(f"a streamed choice has {kind(index)} for its index")
             choice = choices.setdefault(index, {"index": index, "message": {"role": "assistant", "content": None}})
             if part.get("finish_reason"):
                 choice["finish_reason"] = part["finish_reason"]
@@ -159,15 +166,23 @@ def assembled(chunks: Iterable[Any]) -> dict[str, Any]:
                     if isinstance(tokens, list):
                         kept[name] = [*(kept.get(name) or []), *tokens]
             _extend(choice["message"], delta)
+    if not choices and whole.get("error"):
+        return whole
     if not choices:
         raise Rejected("a streamed response has no chunk with choices")
+    for choice in choices.values():
+        choice.setdefault("finish_reason", CUT_OFF)
     return {**whole, "object": "chat.completion", "choices": [choices[index] for index in sorted(choices)]}
 
 
 def _extend(message: dict[str, Any], delta: dict[str, Any]) -> None:
-    if isinstance(delta.get("content"), str):
-        message["content"] = (message["content"] or "") + delta["content"]
-    for number, part in enumerate(delta.get("tool_calls") or []):
+    for name, said in delta.items():  # content, refusal, reasoning_content
+        if isinstance(said, str) and name != "role":
+            message[name] = (message.get(name) or "") + said
+    parts = delta.get("tool_calls") or []
+    if not isinstance(parts, list):
+        raise Rejected(f"a streamed chunk's tool_calls is {kind(parts)}, not a list")
+    for number, part in enumerate(parts):
         calls = message.setdefault("tool_calls", [])
         index = part.get("index", number) if isinstance(part, dict) else None
         if not isinstance(index, int) or not 0 <= index <= len(calls):
@@ -175,6 +190,8 @@ def _extend(message: dict[str, Any], delta: dict[str, Any]) -> None:
         if index == len(calls):
             calls.append({"id": None, "type": "function", "function": {"name": "", "arguments": ""}})
         function = part.get("function") or {}
+        if not isinstance(function, dict) or not all(isinstance(v, str | None) for v in function.values()):
+            raise Rejected("a streamed tool call has a function that is no name and arguments in text")
         calls[index]["id"] = part.get("id") or calls[index]["id"]
         calls[index]["function"]["name"] += function.get("name") or ""
         calls[index]["function"]["arguments"] += function.get("arguments") or ""

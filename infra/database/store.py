@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from infra.database.jsontext import to_column
 from infra.database.records import FeedbackRow, InteractionRow, Row
 from infra.database.tables import Cursor, Feedback, Interaction, Quarantine, now
+from infra.privacy.redaction import Redactor
 
 Outcome = Literal["stored", "duplicate", "conflict"]
 Fate = Literal["stored", "duplicate", "quarantined"]
@@ -38,31 +39,45 @@ class Found(Protocol):
     def reason(self) -> str: ...
 
 
-def accept(db: Session, source: str, found: Sequence[Found]) -> list[tuple[Fate, str]]:
+def accept(db: Session, source: str, found: Sequence[Found], redact: Redactor) -> list[tuple[Fate, str]]:
     """Store what is a row, keep the rest in quarantine, and let out of it what has been understood since.
+
+    Nothing is stored but what `redact` leaves of it. Whether a record is there already is told by what it said before,
+    so that reading it again under other settings adds nothing.
 
     Returns what became of each record, in order, and of one that lies in quarantine why.
     """
-    outcomes = iter(store(db, [entry.row for entry in found if entry.row is not None]))
+    outcomes = iter(store(db, [redacted(entry.row, redact) for entry in found if entry.row is not None]))
     fates: list[tuple[Fate, str]] = []
-    kept, fine = [], []
+    kept: dict[str, Quarantine] = {}
+    fine: list[Found] = []
     for entry in found:
         outcome = next(outcomes) if entry.row is not None else "conflict"
         if outcome != "conflict":
             fates.append((outcome, ""))
             fine.append(entry)
             continue
-        reason = entry.reason
+        reason = redact.text(entry.reason)
         if entry.row is not None:
             reason = f"id {entry.row.external_id!r} is that of another record; give each its own id, or none"
         fates.append(("quarantined", reason))
-        kept.append(
-            Quarantine(source=source, position=entry.where, digest=_digest(entry), raw=entry.raw, reason=reason)
-        )
-    quarantine(db, kept)
+        raw = redact.text(entry.raw.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+        digest = _digest(entry)
+        kept[digest] = Quarantine(source=source, position=entry.where, digest=digest, raw=raw, reason=reason)
+    quarantine(db, list(kept.values()))
     if fine and db.scalar(select(Quarantine.id).where(Quarantine.source == source).limit(1)):
-        release(db, source, sorted(_digest(entry) for entry in fine))
+        release(db, source, sorted({_digest(entry) for entry in fine} - kept.keys()))
     return fates
+
+
+def redacted(row: Row, redact: Redactor) -> Row:
+    """What may be stored of a row; the same object where that is all of it."""
+    if isinstance(row, FeedbackRow):
+        value = redact.value(row.value)
+        return row if value is row.value else row._replace(value=value)
+    said = {"client": row.client, "conversation": row.conversation, "request": row.request, "response": row.response}
+    left = redact.value(said)
+    return row if left is said else row._replace(**left)
 
 
 def _digest(entry: Found) -> str:

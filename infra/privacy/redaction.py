@@ -33,7 +33,7 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from infra.database.messages import Rejected
+from infra.database.jsontext import Rejected
 from infra.privacy import identifiers, keys, phones, sieve
 from infra.privacy.phones import Span
 from infra.privacy.plain import plain
@@ -222,23 +222,24 @@ def _anywhere(value: str) -> str:
     return rf"(?<![0-9A-Za-z]){written}(?![0-9A-Za-z])"
 
 
-def redactor() -> Redactor:
-    """The redactor that the settings ask for.
+def redactor(redact: str = "") -> Redactor:
+    """The redactor that is asked for; without a word, by the settings.
 
     Raises:
-        SetupError: FLYWHEEL_REDACT names an unknown kind, or the key's file is not one.
+        SetupError: It names an unknown kind, or the key's file is not one.
     """
     chosen = settings()
-    return _made(chosen.redact, chosen.redaction_key.get_secret_value(), chosen.home)
+    key = chosen.redaction_key.get_secret_value()
+    return _made(redact or chosen.redact, "--redact" if redact else "FLYWHEEL_REDACT", key, chosen.home)
 
 
 @cache
-def _made(redact: str, key: str, home: Path) -> Redactor:
+def _made(redact: str, asked: str, key: str, home: Path) -> Redactor:
     names = [name.strip().lower() for name in redact.split(",")]
     if names == ["none"]:
         return Redactor((), b"")
     if unknown := [name for name in names if name not in KINDS and names != ["all"]]:
-        raise SetupError(f"FLYWHEEL_REDACT names {unknown[0]!r}; known are {', '.join(KINDS)}, or `all`, or `none`")
+        raise SetupError(f"{asked} names {unknown[0]!r}; known are {', '.join(KINDS)}, or `all`, or `none`")
     kinds = tuple(kind for kind in KINDS if names == ["all"] or kind in names)
     return Redactor(kinds, key.encode() if key else _key_of(home))
 

@@ -14,17 +14,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from google.protobuf.json_format import MessageToDict
+from sqlalchemy.exc import DBAPIError
 
 from infra.database.jsontext import Rejected, loads
 from infra.database.records import Row
 from infra.database.session import session
 from infra.database.store import accept
+from infra.privacy.redaction import redactor
 from infra.settings import SetupError
 from infra.telemetry.genai import SOURCE, rows
 from infra.telemetry.otlp import RESPONSES, Signal, decode
 
 LARGEST = 64 << 20
-INVALID, UNAVAILABLE = 3, 14  # google.rpc.Code
+CODES = {400: 3, 401: 16, 413: 3, 415: 3, 429: 8, 503: 14}  # HTTP status → google.rpc.Code
+UNKNOWN = 2
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 
 
@@ -52,7 +55,7 @@ def receive(body: bytes, signal: Signal, content_type: str = PROTOBUF, encoding:
     """Store what a request holds, all of it or nothing."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind not in (PROTOBUF, JSON):
-        return _refused(415, INVALID, f"content type {kind!r} is not read; send {PROTOBUF} or {JSON}", JSON)
+        return refused(415, f"content type {kind!r} is not read; send {PROTOBUF} or {JSON}", JSON)
     try:
         body = _unpacked(body, encoding)
         document = loads(body) if kind == JSON else decode(body, signal)
@@ -63,12 +66,14 @@ def receive(body: bytes, signal: Signal, content_type: str = PROTOBUF, encoding:
             for parsed in rows(document, datetime.now(UTC))
         ]
     except Rejected as problem:
-        return _refused(400, INVALID, str(problem), kind)
+        return refused(400, str(problem), kind)
     try:
         with session() as db:
-            fates = accept(db, SOURCE, found)
+            fates = accept(db, SOURCE, found, redactor())
     except SetupError as problem:
-        return _refused(503, UNAVAILABLE, str(problem), kind)
+        return refused(503, str(problem), kind)
+    except DBAPIError as problem:  # its message has the statement's parameters: what was said
+        return refused(503, f"the database takes nothing now: {type(problem).__name__}", kind)
     return _accepted(signal, [reason for _, reason in fates if reason], kind)
 
 
@@ -98,9 +103,10 @@ def _accepted(signal: Signal, reasons: list[str], kind: str) -> Answer:
     return Answer(200, response.SerializeToString(), PROTOBUF)
 
 
-def _refused(status: int, code: int, message: str, kind: str) -> Answer:
-    """A `google.rpc.Status`: code is its field 1, message its field 2."""
-    if kind == JSON:
+def refused(status: int, message: str, kind: str) -> Answer:
+    """A `google.rpc.Status`, in protobuf where the exporter speaks that: code is its field 1, message its field 2."""
+    code = CODES.get(status, UNKNOWN)
+    if kind != PROTOBUF:
         return Answer(status, json.dumps({"code": code, "message": message}).encode(), JSON)
     text = message.encode()[:2000]
     size = bytes([len(text)]) if len(text) < 128 else bytes([len(text) & 127 | 128, len(text) >> 7])

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tasks.sources.gateway import Gateway
 from tasks.sources.jsonl import JSONL
 from tasks.sources.langfuse import Langfuse
 from tasks.sources.mlflow import MLflow
 from tasks.sources.otel import OTel
 from tasks.sources.sql import SQL
 
-Source = Annotated[JSONL | Langfuse | MLflow | OTel | SQL, Field(discriminator="name")]
+Source = Annotated[JSONL | Gateway | Langfuse | MLflow | OTel | SQL, Field(discriminator="name")]

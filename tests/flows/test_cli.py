@@ -3,12 +3,13 @@
 import importlib
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.flows.conftest import ROOT, flywheel
+from tests.flows.conftest import ROOT, environment_of, flywheel
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
@@ -55,6 +56,20 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, arguments: tuple[st
 def test_a_bad_setting_is_named_as_it_is_set(tmp_path: Path) -> None:
     said = complaint(flywheel("curate", "--workload", "x", home=tmp_path, FLYWHEEL_GATEWAY_PORT="99999"))
     assert "FLYWHEEL_GATEWAY_PORT '99999'" in said and "65535" in said
+
+
+@pytest.mark.parametrize("command", [("flywheel", "up"), ("flows.gateway",)])
+def test_beyond_this_machine_nothing_is_served_without_tokens(tmp_path: Path, command: tuple[str, ...]) -> None:
+    settings = {"FLYWHEEL_HOST": "0.0.0.0", "FLYWHEEL_TEACHER": ""}
+    if command[0] == "flywheel":
+        done = flywheel(*command[1:], home=tmp_path, **settings)
+    else:
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, env=environment_of(tmp_path, **settings), text=True,
+            capture_output=True, timeout=120,
+        )  # fmt: skip
+    said = complaint(done)
+    assert "FLYWHEEL_HOST '0.0.0.0'" in said and "FLYWHEEL_TOKENS" in said
 
 
 def test_an_mlflow_that_is_not_there_is_named(tmp_path: Path) -> None:

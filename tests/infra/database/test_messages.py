@@ -1,8 +1,12 @@
 """OpenAI messages in the shapes that logs have."""
 
+import contextlib
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.database.jsontext import Rejected
 from infra.database.messages import (
@@ -82,9 +86,13 @@ def test_a_response_that_is_none_says_why(response: Any, said: str) -> None:
         {"choices": [{"message": {"role": "assistant", "content": None}}]},
         {"choices": [{"message": {"content": "It is on its w"}, "finish_reason": "length"}]},
         {"choices": [{"message": {"content": "hm"}, "finish_reason": "content_filter"}]},
+        {"choices": [{"message": {"content": "It is on"}, "finish_reason": "error"}]},
+        [{"choices": [{"delta": {"content": "It is on"}}]}],
+        [{"choices": [{"delta": {"content": "It is on"}}]}, {"error": {"message": "overloaded"}}],
+        [{"error": {"message": "overloaded"}}],
     ],
 )
-def test_an_error_or_half_an_answer_is_kept_but_not_imitated(response: dict[str, Any]) -> None:
+def test_an_error_or_half_an_answer_is_kept_but_not_imitated(response: Any) -> None:
     assert answer_of(normalized_response(response)) is None
 
 
@@ -132,3 +140,49 @@ def test_log_probabilities_of_chunks_are_put_together_too() -> None:
     (choice,) = assembled([chunk("On "), chunk("its way."), chunk("", "stop")])["choices"]
     assert [token["token"] for token in choice["logprobs"]["content"]] == ["On ", "its way."]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("On its way.", "stop")
+
+
+def test_a_stream_is_whole_where_each_choice_has_its_end() -> None:
+    def chunk(index: int, finish: str | None) -> dict[str, Any]:
+        return {"choices": [{"index": index, "delta": {"content": "On its way."}, "finish_reason": finish}]}
+
+    whole = assembled([chunk(0, None), chunk(1, "stop"), {"choices": [], "error": {"message": "overloaded"}}])
+    assert [choice["finish_reason"] for choice in whole["choices"]] == ["cut_off", "stop"]
+    assert whole["error"] == {"message": "overloaded"} and normalized_response(whole) == whole
+
+
+def test_what_else_is_said_in_a_stream_is_put_together_too() -> None:
+    deltas = [{"role": "assistant", "reasoning_content": "An order"}, {"reasoning_content": "?"}, {"content": "Yes."}]
+    (choice,) = assembled([{"choices": [{"delta": delta}]} for delta in deltas])["choices"]
+    assert choice["message"] == {"role": "assistant", "reasoning_content": "An order?", "content": "Yes."}
+
+
+KEYS = st.sampled_from(["index", "tool_calls", "function", "name", "arguments", "content", "id", "logprobs"])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.text(max_size=3),
+    lambda some: st.lists(some, max_size=3) | st.dictionaries(KEYS, some, max_size=4),
+    max_leaves=12,
+)
+CALLS = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={"index": st.integers(0, 1) | ANYTHING, "id": ANYTHING, "function": st.dictionaries(KEYS, ANYTHING)},
+    ),
+    max_size=2,
+)
+CHOICES = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": ANYTHING,
+        "delta": st.fixed_dictionaries({}, optional={"content": ANYTHING, "tool_calls": CALLS | ANYTHING}) | ANYTHING,
+        "finish_reason": ANYTHING,
+        "logprobs": st.dictionaries(KEYS, ANYTHING),
+    },
+)
+CHUNKS = st.fixed_dictionaries({}, optional={"choices": st.lists(CHOICES | ANYTHING, max_size=3) | ANYTHING})
+
+
+@given(st.lists(CHUNKS | ANYTHING, max_size=4))
+def test_whatever_a_teacher_streams_is_put_together_or_refused(chunks: list[Any]) -> None:
+    with contextlib.suppress(Rejected):
+        json.dumps(assembled(chunks))

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stdnum import iban, luhn
 
-from infra.database.messages import Rejected
+from infra.database.jsontext import Rejected
 from infra.privacy.plain import LOOK_ALIKES
 from infra.privacy.redaction import KINDS, TOKEN, Kind, Redactor, redactor
 from infra.privacy.sieve import may_hold

@@ -17,10 +17,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
 from infra.database.session import session
 from infra.database.tables import Feedback, Interaction, Quarantine
-from infra.gateway import create_app
+from infra.gateway.app import create_app
 from infra.telemetry import receiver
+from tests.conftest import living_in
+from tests.infra.gateway.test_app import listening, rows
 from tests.infra.telemetry.test_genai import BODIES, log, span
-from tests.infra.test_gateway import listening, rows
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 TRACES = (BODIES / "openinference-openai-0.1.66.traces.pb").read_bytes()
@@ -122,8 +123,18 @@ def test_a_refusal_in_protobuf_is_a_status(home: Path) -> None:
     from google.rpc.status_pb2 import Status
 
     for said in ("short", "x" * 127, "y" * 128, "z" * 1999):
-        told = Status.FromString(receiver._refused(400, 3, said, receiver.PROTOBUF).body)
+        told = Status.FromString(receiver.refused(400, said, receiver.PROTOBUF).body)
         assert (told.code, told.message) == (3, said)
+
+
+def test_a_database_that_is_away_is_told_as_503_so_that_exporters_try_again(home: Path) -> None:
+    with living_in(home, DATABASE="postgresql://nobody@127.0.0.1:9/none"):
+        assert receiver.receive(TRACES, "traces").status == 503
+    receiver.receive(TRACES, "traces")
+    with session() as db:
+        db.connection().exec_driver_sql("ALTER TABLE interaction RENAME COLUMN request TO asked")
+    answer = receiver.receive(TRACES, "traces")
+    assert answer.status == 503 and b"INSERT" not in answer.body
 
 
 def test_spans_without_a_call_are_taken_and_forgotten(url: str) -> None:

@@ -18,7 +18,7 @@ from infra import registry
 from infra.database.session import session
 from infra.database.tables import Feedback, Interaction
 from infra.engines import load
-from infra.gateway import create_app
+from infra.gateway.app import create_app
 from tests.models import PREFIX
 
 MESSAGES, TOOLS = PREFIX.restore([{"role": "user", "content": "where is order 48213"}])
@@ -41,10 +41,13 @@ def listening(app: Any) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
+        assert thread.is_alive(), "the server did not start"
         time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def promote(folder: Path) -> str:
@@ -147,9 +150,10 @@ def test_an_endpoint_teacher_is_forwarded_and_recorded(home: Path, artifact: Cal
         answer = asyncio.run(scene(address))
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/event-stream" if stream else "application/json")
-    # Both gateways share one database here, and the answer's id makes it one interaction.
-    (stored,) = rows(Interaction)
-    assert stored.response["choices"][0]["message"]["role"] == "assistant"
+    # Both gateways share one database here; each has recorded the call under an id of its own.
+    theirs, stored = rows(Interaction)
+    assert stored.response["choices"] == theirs.response["choices"]
+    assert (stored.response["upstream_id"], stored.external_id in answer.text) == (theirs.external_id, True)
 
 
 def test_an_endpoint_that_is_down_is_a_502(home: Path) -> None:

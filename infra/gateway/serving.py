@@ -1,0 +1,163 @@
+"""Who answers in this process: the champion of each workload, as the registry says, and a teacher that is loaded.
+
+A second after the registry's alias `champion` moves, the new version is loaded beside the old one; the old one answers
+what it has begun, then goes.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from infra import registry
+from infra.engines import Engine, load
+from infra.gateway.errors import Failed, Refused, trace
+from infra.settings import SetupError
+
+log = logging.getLogger("flywheel.gateway")
+POLL_SECONDS = 1.0
+
+
+@dataclass
+class Served:
+    """A version that serves, and how many requests it is answering now."""
+
+    version: str
+    engine: Engine
+    busy: int = 0
+    retired: bool = False
+
+    def release(self) -> None:
+        self.busy -= 1
+        if self.retired and not self.busy:
+            self.engine.close()
+
+    def retire(self) -> None:
+        self.retired, self.busy = True, self.busy + 1
+        self.release()
+
+
+class Champions:
+    """What serves, by workload."""
+
+    def __init__(self) -> None:
+        self.served: dict[str, Served] = {}
+
+    async def begin(self) -> None:
+        """The first look, which decides who answers the first request; a broken registry leaves that to the teacher."""
+        try:
+            await self.follow()
+        except SetupError as problem:
+            log.warning("no champion is served: %s", problem)
+
+    async def watch(self) -> None:
+        """Follow the registry's aliases for as long as the gateway runs; a failure leaves what serves in place."""
+        while True:
+            try:
+                await self.follow()
+            except SetupError as problem:
+                log.warning("the champions stay as they are: %s", problem)
+            except Exception as problem:
+                log.error("the champions stay as they are: %s", trace(problem))
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def follow(self) -> None:
+        """Load each champion that is new, and retire the one before."""
+        wanted = await run_in_threadpool(registry.champions)
+        for workload, version in wanted.items():
+            now = self.served.get(workload)
+            if now and now.version == version:
+                continue
+            found = await run_in_threadpool(registry.champion, workload)
+            if found is None:
+                continue
+            engine = await run_in_threadpool(load, found.folder)
+            self.served[workload] = Served(found.version, engine)
+            log.info("%s is now served by version %s", workload, found.version)
+            if now:
+                now.retire()
+        for workload in self.served.keys() - wanted.keys():
+            self.served.pop(workload).retire()
+
+    def close(self) -> None:
+        for served in self.served.values():
+            served.retire()
+
+    def models(self) -> dict[str, Any]:
+        """What is served, in the form of OpenAI's list of models."""
+        data = [
+            {
+                "id": workload, "object": "model", "owned_by": "flywheel", "version": served.version,
+                "engine": served.engine.name,
+            }
+            for workload, served in self.served.items()
+        ]  # fmt: skip
+        return {"object": "list", "data": data}
+
+    async def answer(self, workload: str, body: dict[str, Any], id: str) -> dict[str, Any] | None:
+        """The student's answer; nothing where there is no student for this request, or its context is too short.
+
+        Raises:
+            Failed: The student broke.
+        """
+        served = self.served.get(workload)
+        if served is None or (read := served.engine.strip(body)) is None:
+            return None
+        served.busy += 1
+        try:
+            return await ask(served.engine, read, registry.served_name(workload, served.version), id)
+        except Failed:
+            raise
+        except Refused:  # too long for the student; the teacher may have a longer context
+            return None
+        finally:
+            served.release()
+
+
+async def by_teacher(teacher: Engine | None, workload: str, body: dict[str, Any], id: str) -> dict[str, Any]:
+    """The answer of a teacher that is loaded.
+
+    Raises:
+        Refused: There is none for this request.
+        Failed: It broke.
+    """
+    if teacher is None:
+        raise Refused(503, f"no champion serves {workload!r} and there is no teacher; set FLYWHEEL_TEACHER")
+    knows = teacher.manifest.get("workload", workload)
+    read = teacher.strip(body)
+    if knows != workload or read is None:
+        problem = f"the teacher knows only {knows!r} with its own system prompt and tools"
+        raise Refused(404, f"{problem}; set FLYWHEEL_TEACHER to another")
+    return await ask(teacher, read, f"teacher:{teacher.folder.name}", id)
+
+
+async def ask(engine: Engine, request: dict[str, Any], name: str, id: str) -> dict[str, Any]:
+    """One answer of an engine in OpenAI's form.
+
+    Raises:
+        Refused: The request is longer than the model's context.
+        Failed: The engine broke.
+    """
+    try:
+        (reply,) = await run_in_threadpool(engine.chat, [request])
+    except Exception as problem:
+        log.error("%s failed: %s", name, trace(problem))
+        failed = Failed(500, f"{name} failed: {type(problem).__name__}", code="engine_failed")
+        failed.model = name
+        raise failed from problem
+    if not reply.completion_tokens:
+        raise Refused(
+            400, f"the request has {reply.prompt_tokens} tokens, more than the model's context holds",
+            code="context_length_exceeded",
+        )  # fmt: skip
+    return {
+        "id": id, "object": "chat.completion", "created": int(time.time()), "model": name,
+        "choices": [{"index": 0, "message": reply.message, "finish_reason": reply.finish_reason}],
+        "usage": {
+            "prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens,
+            "total_tokens": reply.prompt_tokens + reply.completion_tokens,
+        },
+    }  # fmt: skip
