@@ -9,6 +9,7 @@ from tasks.sources.jsonl import JSONL
 from tasks.sources.langfuse import Langfuse
 from tasks.sources.mlflow import MLflow
 from tasks.sources.otel import OTel
+from tasks.sources.quarantine import Quarantined
 from tasks.sources.sql import SQL
 
-Source = Annotated[JSONL | Gateway | Langfuse | MLflow | OTel | SQL, Field(discriminator="name")]
+Source = Annotated[JSONL | OTel | MLflow | Langfuse | SQL | Gateway | Quarantined, Field(discriminator="name")]

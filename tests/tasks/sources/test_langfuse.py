@@ -24,7 +24,7 @@ from tasks.ingest import ingest
 from tasks.policy import judge
 from tasks.sources.langfuse import Langfuse
 from tests.conftest import living_in
-from tests.infra.test_gateway import rows
+from tests.infra.gateway.test_app import rows
 from tests.tasks.cases_of import cases_of
 
 START = datetime(2026, 11, 1, tzinfo=UTC)

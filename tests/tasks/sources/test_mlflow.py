@@ -19,7 +19,7 @@ from tasks.ingest import ingest
 from tasks.policy import judge
 from tasks.sources import mlflow as source
 from tasks.sources.mlflow import MLflow
-from tests.infra.test_gateway import rows
+from tests.infra.gateway.test_app import rows
 from tests.infra.test_registry import free_port
 from tests.tasks.cases_of import cases_of
 
