@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what i
         "turn the wheel once: ingest, curate, distill, quantize, evaluate, release, redeploy",
     ),
     "ingest": ("flows.ingest:ingest", "read traffic and feedback: flywheel ingest jsonl | otel PATH..."),
+    "traffic": ("flows.traffic:traffic", "show what is there: days, models, costs, feedback, quarantine"),
     "curate": ("flows.curate:curate", "freeze a workload's traffic as a dataset"),
     "distill": ("flows.distill:distill", "train a student on a dataset"),
     "quantize": ("flows.quantize:quantize", "quantize a student into candidates"),
@@ -33,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what i
     "up": ("flows.up:up", "start Prefect, MLflow, the gateway and the schedule; Ctrl-C stops them"),
     "demo": ("flows.demo:demo", "a day at the simulated shop, and one turn of the wheel"),
 }
-SINGLE = {"ingest", "curate", "distill", "quantize", "evaluate", "release", "redeploy"}
+SINGLE = {"ingest", "traffic", "curate", "distill", "quantize", "evaluate", "release", "redeploy"}
 
 
 def main(argv: list[str] | None = None) -> int:
