@@ -69,8 +69,8 @@ def render(found: dict[str, Any]) -> str:
         return "There is no traffic yet: read some with `flywheel ingest jsonl PATH`, or send it through the gateway."
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
     console = Console(
-        file=io.StringIO(), width=max(60, min(width, 120)), force_terminal=sys.stdout.isatty(), highlight=False, markup=False, emoji=False,
-        no_color="NO_COLOR" in os.environ, legacy_windows=False,
+        file=io.StringIO(), width=max(60, min(width, 120)), force_terminal=sys.stdout.isatty(),
+        no_color="NO_COLOR" in os.environ, legacy_windows=False, highlight=False, markup=False, emoji=False,
     )  # fmt: skip
     parts = [volume, tokens, opinions, answers, models] if found["workloads"] else []
     for part in (*parts, *([quarantine] if found["quarantine"] else []), *([sources] if found["sources"] else [])):
