@@ -4,6 +4,7 @@ A file is written anew beside the old one and put in its place, so that a reader
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -31,6 +32,12 @@ def rewritten(file: Path, interactions: Set[int]) -> tuple[Path, int]:
     beside = file.with_suffix(".partial")
     parquet.write_table(kept, beside)
     return beside, kept.num_rows
+
+
+def digest_of(file: Path) -> str:
+    """sha256 of a file, as `tasks/frozen.py` keeps it of a dataset's."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def held(file: Path, interactions: Set[int]) -> int:

@@ -25,8 +25,8 @@ from infra.database.session import empty_log, session
 from infra.database.tables import Candidate, Dataset, DatasetItem, Feedback, Interaction, Quarantine, Scorecard, Student
 from infra.database.tables import now as present
 from infra.settings import SetupError
-from tasks.erasure import NAMES, erase_spooled, held, names, rewritten, spooled
-from tasks.frozen import SPLITS, digest_of
+from tasks.erasure import NAMES, digest_of, erase_spooled, held, names, rewritten, spooled
+from tasks.frozen import SPLITS
 from tasks.policy import of_conversation
 
 Progress = Callable[[int, int, str], None]

@@ -69,7 +69,7 @@ def load(dataset_id: str) -> Dataset:
     if row is None:
         raise SetupError(f"dataset {dataset_id!r} is unknown; make one with `flywheel curate --workload NAME`")
     for name, digest in row.report["files"].items():
-        if digest_of(Path(row.path) / name) != digest:
+        if _digest(Path(row.path) / name) != digest:
             raise SetupError(
                 f"dataset {dataset_id!r}: {Path(row.path) / name} is missing or was changed; "
                 f"freeze it again with `flywheel curate --workload {row.workload}`"
@@ -131,7 +131,7 @@ def _write(folder: Path, splits: Mapping[str, Sequence[dict[str, Any]]]) -> dict
             columns = {column: [_cell(column, row[column]) for row in splits[name]] for column in COLUMNS}
             features = datasets.Features({column: datasets.Value(kind) for column, kind in COLUMNS.items()})
             datasets.Dataset.from_dict(columns, features=features).to_parquet(str(partial / f"{name}.parquet"))
-        files = {f"{name}.parquet": digest_of(partial / f"{name}.parquet") for name in SPLITS}
+        files = {f"{name}.parquet": _digest(partial / f"{name}.parquet") for name in SPLITS}
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
@@ -143,7 +143,7 @@ def _cell(column: str, value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if column in AS_JSON and value is not None else value
 
 
-def digest_of(file: Path) -> str:
+def _digest(file: Path) -> str:
     if not file.exists():
         return ""
     with file.open("rb") as stream:

@@ -146,7 +146,7 @@ def _write(db: Session, table: Table, rows: Sequence[Row]) -> None:
 def _tuples(table: Table, rows: Sequence[Row], dialect: Dialect) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Names of columns, and rows in their order as the driver takes them."""
     columns = [table.c[name] for name in rows[0]._fields]
-    convert = [column.type.bind_processor(dialect) for column in (*columns, table.c.created)]
+    convert = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in (*columns, table.c.created)]
     created = now()
     values = [
         tuple([value if make is None else make(value) for make, value in zip(convert, (*row, created), strict=True)])
