@@ -41,8 +41,8 @@ def render(found: dict[str, Any]) -> str:
             f"{d['interactions']:>12,} interactions in {d['dataset_id']} of {d['workload']}" for d in found["kept"]
         ]
     if found["read_again"]:
-        said.append(
-            f"{found['read_again']:,} sources have records in quarantine and are read from their start by the next "
-            "ingest: what is old in them comes back until the next prune."
-        )
+        said += [
+            f"Sources with records in quarantine: {found['read_again']:,}. The next ingest reads them from their start,",
+            "and what is old in them comes back until the next prune.",
+        ]
     return "\n".join(said)

@@ -11,7 +11,7 @@ OTHERS = "#bbbbbb"
 
 def picture(found: dict[str, Any]) -> str:
     """What `tasks.traffic.traffic` found as an SVG in a `data:` URI, which needs no server of files."""
-    return f"data:image/svg+xml;utf8,{quote(svg(found))}"
+    return f"data:image/svg+xml;charset=utf-8,{quote(svg(found))}"
 
 
 def svg(found: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, and_, cast, delete, func, or_, select
+from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from infra.database.among import among
@@ -61,8 +61,10 @@ def prune(
         raise SetupError(f"workload {workload!r} has no traffic; known are {', '.join(known[:20]) or 'none yet'}")
     names = known if workload is None else [workload]
     result = forecast(limit, names, workload is None)
+    if dry_run and workload is None:
+        result["orphans"] = orphans(limit, dry_run=True)
     if not dry_run:
-        total = sum(result["interactions"].values()) + result["orphans"] + result["quarantine"]
+        total = sum(result["interactions"].values())
         counts: Counter[str] = Counter(feedback=0, orphans=0, quarantine=0)
         deleted: Counter[str] = Counter()
         for name in names:
@@ -70,9 +72,9 @@ def prune(
                 deleted[name] += gone
                 counts["feedback"] += said
                 if progress:
-                    progress(deleted.total(), max(total, deleted.total()), "prune")
+                    progress(min(deleted.total(), total), total, "prune")
         if workload is None:
-            counts["orphans"] = orphans(limit)
+            counts["orphans"] = orphans(limit, dry_run=False)
             counts["quarantine"] = quarantine(limit)
             settle(limit)
         result |= {"interactions": {name: deleted[name] for name in names if deleted[name]}, **counts}
@@ -98,12 +100,11 @@ def forecast(limit: datetime, names: list[str], all_workloads: bool) -> dict[str
             .group_by(DatasetItem.dataset_id, Dataset.workload)
             .order_by(DatasetItem.dataset_id)
         )
-        lost = select(func.count()).select_from(Feedback).where(*_orphaned(limit), ~_qualified())
         bad = select(func.count()).select_from(Quarantine).where(Quarantine.created < limit)
         return {
             "interactions": {name: n for name, n in db.execute(goes)},
             "feedback": db.scalar(said.where(old, ~IN_DATASET)) or 0,
-            "orphans": db.scalar(lost) or 0 if all_workloads else 0,
+            "orphans": 0,
             "quarantine": db.scalar(bad) or 0 if all_workloads else 0,
             "kept": [{"dataset_id": d, "workload": w, "interactions": n} for d, w, n in db.execute(stays)],
         }
@@ -151,33 +152,25 @@ def _unsay(db: Session, gone: dict[int, str]) -> int:
     return len(doomed)
 
 
-def _orphaned(limit: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    there = select(Interaction.id).where(Interaction.external_id == Feedback.record_id).exists()
-    return Feedback.at < limit, ~there
-
-
-def _qualified() -> ColumnElement[bool]:
-    """Whether a target is named, such as the whole conversation (records.py: `feedback`)."""
-    return cast(Feedback.value, Text).like('{"value":%"target":%')
-
-
-def orphans(limit: datetime) -> int:
+def orphans(limit: datetime, dry_run: bool) -> int:
     """Delete old feedback that has neither an interaction nor, where it is about one, a conversation; how much."""
+    there = select(Interaction.id).where(Interaction.external_id == Feedback.record_id).exists()
     deleted = last = 0
     while True:
-        with session() as db:
-            old = select(Feedback).where(Feedback.id > last, *_orphaned(limit)).order_by(Feedback.id).limit(BATCH)
-            page = list(db.scalars(old))
+        with session(write=not dry_run) as db:
+            old = select(Feedback).where(Feedback.id > last, Feedback.at < limit, ~there)
+            page = list(db.scalars(old.order_by(Feedback.id).limit(BATCH)))
             if not page:
                 return deleted
             last = page[-1].id
             about = sorted({row.record_id for row in page if of_conversation(row)})
             spoken_of: set[str] = set()
             if about:  # no index helps here: all interactions are walked through, once a batch
-                wanted = select(Interaction.conversation).where(among(db, Interaction.conversation, about)).distinct()
-                spoken_of = set(db.scalars(wanted))
+                wanted = select(Interaction.conversation).where(among(db, Interaction.conversation, about))
+                spoken_of = set(db.scalars(wanted.where(or_(Interaction.at >= limit, IN_DATASET)).distinct()))
             doomed = [row.id for row in page if not (of_conversation(row) and row.record_id in spoken_of)]
-            db.execute(delete(Feedback).where(among(db, Feedback.id, doomed)))
+            if not dry_run:
+                db.execute(delete(Feedback).where(among(db, Feedback.id, doomed)))
         deleted += len(doomed)
 
 

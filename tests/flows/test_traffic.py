@@ -47,5 +47,5 @@ def test_the_page_of_an_ingest_gets_the_table_and_a_plot(tmp_path: Path) -> None
     shown = {line.split()[1]: line for line in done.stdout.splitlines()}
     assert shown["traffic"].startswith("table") and WORKLOAD in shown["traffic"]
     assert shown["traffic-per-day"].startswith("image")
-    picture = ElementTree.fromstring(unquote(shown["traffic-per-day"].partition("utf8,")[2]))
+    picture = ElementTree.fromstring(unquote(shown["traffic-per-day"].partition("utf-8,")[2]))
     assert len(picture.findall("{http://www.w3.org/2000/svg}rect")) >= 3
