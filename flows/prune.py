@@ -42,7 +42,7 @@ def render(found: dict[str, Any]) -> str:
         ]
     if found["read_again"]:
         said += [
-            f"Sources with records in quarantine: {found['read_again']:,}. The next ingest reads them from their start,",
-            "and what is old in them comes back until the next prune.",
+            f"Sources with records in quarantine: {found['read_again']:,}. The next ingest reads them from their",
+            "start, and what is old in them comes back until the next prune.",
         ]
     return "\n".join(said)
