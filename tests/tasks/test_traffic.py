@@ -1,6 +1,5 @@
 """What `flywheel traffic` says is what is there, in both databases."""
 
-import json
 from typing import Any
 
 import pytest
@@ -8,10 +7,9 @@ from sqlalchemy import event
 
 from infra.database.session import database as opened
 from infra.database.session import session
-from infra.database.store import accept, move_cursor
-from infra.database.tables import now
+from infra.database.store import move_cursor, quarantine
+from infra.database.tables import Quarantine, now
 from infra.settings import SetupError, settings
-from tasks.sources.part import Entry
 from tasks.traffic import traffic
 from tests.tasks.test_curate import put, record, thumb
 
@@ -71,13 +69,11 @@ def test_the_sample_tells_latency_failures_and_near_duplicates(database: str) ->
 
 
 def test_reasons_that_differ_in_numbers_and_names_are_one(database: str) -> None:
-    def bad(n: int, reason: str) -> Entry:
-        raw = json.dumps({"n": n}).encode()
-        return Entry(f"a.jsonl:{n}", raw, "", None, reason, None, 0)
+    def bad(n: int, reason: str) -> Quarantine:
+        return Quarantine(source="jsonl", position=f"a.jsonl:{n}", digest=str(n), raw=b"{}", reason=reason)
 
     with session() as db:
-        accept(db, "jsonl", [bad(n, f"message {n} has role 'x{n}', known are user") for n in range(3)])
-        accept(db, "jsonl", [bad(9, "no JSON")])
+        quarantine(db, [*(bad(n, f"message {n} has role 'x{n}', known are user") for n in range(3)), bad(9, "no JSON")])
         move_cursor(db, "jsonl:abc", {"path": "/logs/a.jsonl", "rows": 4, "quarantined": 4})
     found = traffic()
     assert found["quarantined"] == 4 and found["workloads"] == found["days"] == []
