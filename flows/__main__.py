@@ -23,17 +23,20 @@ COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what i
         "flows.flywheel:flywheel",
         "turn the wheel once: ingest, curate, distill, quantize, evaluate, release, redeploy",
     ),
-    "ingest": ("flows.ingest:ingest", "read traffic and feedback: flywheel ingest jsonl | otel PATH..., sql QUERY"),
+    "ingest": ("flows.ingest:ingest", "read traffic and feedback: flywheel ingest jsonl | otel | mlflow | sql ..."),
+    "traffic": ("flows.traffic:traffic", "show what is there: days, models, costs, feedback, quarantine"),
     "curate": ("flows.curate:curate", "freeze a workload's traffic as a dataset"),
     "distill": ("flows.distill:distill", "train a student on a dataset"),
     "quantize": ("flows.quantize:quantize", "quantize a student into candidates"),
     "evaluate": ("flows.evaluate:evaluate", "score teacher, champion and candidates on the holdout"),
     "release": ("flows.release:release", "gate the candidates and promote one, or --rollback"),
     "redeploy": ("flows.redeploy:redeploy", "make the gateway serve the champion"),
+    "prune": ("flows.prune:prune", "delete what is older than a date, but for what datasets were made of"),
+    "forget": ("flows.forget:forget", "erase a client or an interaction, and mark what was made of it"),
     "up": ("flows.up:up", "start Prefect, MLflow, the gateway and the schedule; Ctrl-C stops them"),
     "demo": ("flows.demo:demo", "a day at the simulated shop, and one turn of the wheel"),
 }
-SINGLE = {"ingest", "curate", "distill", "quantize", "evaluate", "release", "redeploy"}
+SINGLE = {"ingest", "traffic", "curate", "distill", "quantize", "evaluate", "release", "redeploy", "prune"}
 
 
 def main(argv: list[str] | None = None) -> int:

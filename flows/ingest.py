@@ -6,7 +6,8 @@ from prefect import flow
 from pydantic import Field
 
 import tasks.ingest
-from flows.stage import stage
+from flows.stage import in_flow_run, stage
+from flows.traffic import publish
 from tasks.sources import Source
 
 ingest_stage = stage(tasks.ingest.ingest, retries=2)
@@ -20,4 +21,7 @@ def ingest(
     ] = "",
 ) -> dict[str, Any]:
     """Read logged traffic and feedback into the database; what is there already changes nothing."""
-    return ingest_stage(source, redact)
+    counts = ingest_stage(source, redact)
+    if in_flow_run():
+        publish()
+    return counts

@@ -17,9 +17,11 @@ def main() -> None:
     from flows.flywheel import flywheel
     from flows.ingest import ingest
     from flows.nightly import nightly
+    from flows.prune import prune
     from flows.quantize import quantize
     from flows.redeploy import redeploy
     from flows.release import release
+    from flows.traffic import traffic
 
     # One turn at a time: two would train on the same night's traffic and race for the alias.
     alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
@@ -34,7 +36,7 @@ def main() -> None:
             description="Turns the wheel of one workload: **Run → Custom run**.",
         ),
     ]  # fmt: skip
-    single = (ingest, curate, distill, quantize, evaluate, release, redeploy)
+    single = (ingest, traffic, curate, distill, quantize, evaluate, release, redeploy, prune)
     stages: list[Any] = [f.to_deployment(f.name, entrypoint_type=module, tags=["flywheel"]) for f in single]
     serve(*wheels, *stages, pause_on_shutdown=False, print_starting_message=False)
 

@@ -114,6 +114,19 @@ def register(
         return version, run_id
 
 
+def version_of(workload: str, digest: str) -> str | None:
+    """The version that has the files with this hash, or None."""
+    with _mlflow() as client:
+        known = _registered(client, workload, digest)
+    return known[0] if known else None
+
+
+def mark(workload: str, version: str, tag: str, value: str) -> None:
+    """Set a tag of a version."""
+    with _mlflow() as client:
+        client.set_model_version_tag(_model(workload), version, tag, value)
+
+
 def champion_number(workload: str) -> str | None:
     """The version that serves, or None. One indexed read and no file access: cheap enough to poll."""
     return _alias(workload, CHAMPION)

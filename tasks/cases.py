@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Select, collate, or_, select, tuple_
 from sqlalchemy.orm import Session
 
+from infra.database.among import among
 from infra.database.jsontext import dumps
 from infra.database.messages import answer_of
 from infra.database.session import session
-from infra.database.store import among
 from infra.database.tables import Feedback, Interaction
 from infra.registry import is_student
 from infra.settings import SetupError

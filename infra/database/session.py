@@ -65,6 +65,17 @@ def close() -> None:
         _engines.popitem()[1].dispose()
 
 
+def empty_log() -> None:
+    """Write SQLite's log into its file and empty it: the log holds rows that were deleted; nothing on PostgreSQL."""
+    opened = database(settings().database_url)
+    if opened.dialect.name == "sqlite":
+        connection = opened.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            connection.close()
+
+
 def engine(url: str) -> Engine:
     """An engine for SQLite or PostgreSQL; opens nothing yet but makes SQLite's folder.
 

@@ -8,13 +8,14 @@ PostgreSQL its `COPY` waits, fails, is undone, and looks again.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
-from sqlalchemy import ColumnElement, Dialect, Table, any_, delete, func, literal, select
+from sqlalchemy import Dialect, Table, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from infra.database.jsontext import to_column
+from infra.database.among import among
+from infra.database.forgotten import RAW, buried, forgotten, tombstone
 from infra.database.records import FeedbackRow, InteractionRow, Row
 from infra.database.tables import Cursor, Feedback, Interaction, Quarantine, now
 from infra.privacy.redaction import Redactor
@@ -45,14 +46,20 @@ def accept(db: Session, source: str, found: Sequence[Found], redact: Redactor) -
     Nothing is stored but what `redact` leaves of it. Whether a record is there already is told by what it said before,
     so that reading it again under other settings adds nothing.
 
-    Returns what became of each record, in order, and of one that lies in quarantine why.
+    Returns what became of each record, in order, and of one that lies in quarantine why. One that was forgotten is a
+    duplicate: it was here before, and nothing is stored.
     """
+    unread = {tombstone(RAW, _digest(entry)) for entry in found if entry.row is None}
+    erased = buried(db, unread) if unread else {}
     outcomes = iter(store(db, [redacted(entry.row, redact) for entry in found if entry.row is not None]))
     fates: list[tuple[Fate, str]] = []
     kept: dict[str, Quarantine] = {}
     fine: list[Found] = []
     for entry in found:
         outcome = next(outcomes) if entry.row is not None else "conflict"
+        if entry.row is None and tombstone(RAW, _digest(entry)) in erased:
+            fates.append(("duplicate", ""))
+            continue
         if outcome != "conflict":
             fates.append((outcome, ""))
             fine.append(entry)
@@ -87,12 +94,13 @@ def _digest(entry: Found) -> str:
 def store(db: Session, rows: Sequence[Row]) -> list[Outcome]:
     """Insert what is new; what came of each row, in order.
 
-    "duplicate": the same record is there, or earlier in `rows`. "conflict": another record has its (source, external
-    id); nothing is stored then, and the caller has to keep the record elsewhere.
+    "duplicate": the same record is there, or earlier in `rows`, or it was there and is forgotten. "conflict": another
+    record has its (source, external id); nothing is stored then, and the caller has to keep the record elsewhere.
     """
     outcomes: list[Outcome] = ["duplicate"] * len(rows)
+    erased = forgotten(db, rows)
     for table, made in ((Interaction, InteractionRow), (Feedback, FeedbackRow)):
-        mine = {n: (row.source, row.external_id) for n, row in enumerate(rows) if type(row) is made}
+        mine = {n: (row.source, row.external_id) for n, row in enumerate(rows) if type(row) is made and n not in erased}
         firsts: dict[Key, int] = {}
         for n, key in mine.items():
             firsts.setdefault(key, n)
@@ -134,14 +142,6 @@ def _present(db: Session, table: Table, keys: Mapping[Key, Row]) -> dict[Key, st
         rows = db.execute(wanted.where(table.c.source == source, among(db, table.c.external_id, mine)))
         found |= {(source, external_id): digest for external_id, digest in rows}
     return found
-
-
-def among(db: Session, column: Any, values: Sequence[Any]) -> ColumnElement[bool]:
-    """Whether a column is one of many values, sent as one: a statement with a thousand would be parsed each time."""
-    if db.get_bind().dialect.name == "sqlite":
-        each = func.json_each(to_column(values)).table_valued("value")
-        return cast(ColumnElement[bool], column.in_(select(each.c.value)))
-    return cast(ColumnElement[bool], column == any_(literal(list(values), postgresql.ARRAY(column.type))))
 
 
 def _write(db: Session, table: Table, rows: Sequence[Row]) -> None:

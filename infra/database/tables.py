@@ -144,6 +144,15 @@ class Cursor(Base):
     moved: Mapped[Created]
 
 
+class Forgotten(Base):
+    """A tombstone of what was erased, by which it is known if a log brings it again; `infra/database/forgotten.py`."""
+
+    __tablename__ = "forgotten"
+
+    id: Mapped[Digest]
+    created: Mapped[Created]
+
+
 class Dataset(Produced, Base):
     """A frozen train/validation/holdout split. Its id is the hash of its rows and spec; `path` holds the Parquet."""
 
