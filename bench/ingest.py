@@ -1,6 +1,6 @@
 """Ingest at volume, beside its floor (the same rows written by the driver alone), and curation of what it stored.
 
-    python bench/ingest.py [out] [--rows 100000 300000 1000000] [--postgresql URL]
+    python bench/ingest.py [out] [--rows 100000 300000 1000000] [--databases sqlite] [--redact none]
 
 `out` (bench/out/ingest) holds the logs it writes: one line an interaction, about 2 kB each, of a made-up support desk:
 a system prompt that all share, one to three turns, order numbers, and in one of thirty an e-mail address or a phone
@@ -247,6 +247,8 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("out", nargs="?", type=Path, default=ROOT / "bench/out/ingest")
     words.add_argument("--rows", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
+    words.add_argument("--databases", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
+    words.add_argument("--redact", nargs="+", default=["none", "all"])
     words.add_argument("--postgresql", default="")
     words.add_argument("--case", choices=list(CASES), help=argparse.SUPPRESS)
     given = words.parse_args()
@@ -263,20 +265,20 @@ def main() -> None:
             file = given.out / f"{rows}.jsonl"
             write(file, rows)
             parse = measured("parse", file, given.out)
-            for kind in ("sqlite", *(["postgresql"] if server else [])):
-                compare(kind, server, file, given.out / "home", parse)
+            for kind in given.databases if server else ["sqlite"]:
+                compare(kind, server, file, given.out / "home", parse, given.redact)
 
 
-def compare(kind: str, server: str, file: Path, folder: Path, parse: dict[str, Any]) -> None:
+def compare(kind: str, server: str, file: Path, folder: Path, parse: dict[str, Any], ways: list[str]) -> None:
     """One line for each way to redact: the floor, ingest, and ingest again."""
     with new(kind, server, folder) as settings:
         least = measured("floor", file, folder, **settings)
-    for redact in ("none", "all"):
+    for redact in ways:
         with new(kind, server, folder) as settings:
-            first = measured("ingest", file, folder, REDACT="none" if redact == "none" else "", **settings)
-            again = measured("ingest", file, folder, REDACT="none" if redact == "none" else "", **settings)
+            first = measured("ingest", file, folder, REDACT=redact, **settings)
+            again = measured("ingest", file, folder, REDACT=redact, **settings)
             held = size(kind, server, folder)
-            frozen = measured("curate", file, folder, TEACHER="", **settings) if redact == "none" else None
+            frozen = measured("curate", file, folder, TEACHER="", **settings) if redact == ways[0] else None
         assert first["stored"] == first["rows"] == again["rows"] and not again["stored"]
         rate, ground = (case["rows"] / case["seconds"] for case in (first, least))
         print(

@@ -5,6 +5,8 @@ a source with anything in quarantine is read from its start each time, so that a
 option) brings those records in.
 """
 
+import contextlib
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -48,14 +50,15 @@ def ingest(
     counts: Counter[str] = Counter(rows=0, interactions=0, feedback=0, duplicates=0, quarantined=0)
     workloads: set[str] = set()
     problems: list[str] = []
-    for part in parts:
-        bad = 0
-        for batch in batches(part):
-            bad += write(part, batch, chosen, counts, workloads, problems, bad)
-            if progress:
-                progress(read + min(batch[-1].done, part.size), total, "ingest")
-        counts.update(rows=part.skipped, duplicates=part.skipped)
-        read += part.size
+    with frozen():
+        for part in parts:
+            bad = 0
+            for batch in batches(part):
+                bad += write(part, batch, chosen, counts, workloads, problems, bad)
+                if progress:
+                    progress(read + min(batch[-1].done, part.size), total, "ingest")
+            counts.update(rows=part.skipped, duplicates=part.skipped)
+            read += part.size
     understood = counts["rows"] - counts["quarantined"]
     if not counts["rows"]:
         raise SetupError(f"no record in {_named(parts)}; give a file with at least one record")
@@ -65,6 +68,17 @@ def ingest(
             f"the first because: {problems[0]}; `flywheel ingest --help` names the kinds of sources"
         )
     return {**counts, "workloads": sorted(workloads), "files": len(parts), "problems": problems}
+
+
+@contextlib.contextmanager
+def frozen() -> Iterator[None]:
+    """Spare the garbage collector what is there already: millions of new objects make it walk the old ones again and
+    again, which took a third of an ingest."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _named(parts: Sequence[Part]) -> str:
