@@ -20,12 +20,11 @@ from infra.database.store import accept, move_cursor
 from infra.database.tables import Cursor, Interaction
 from infra.privacy.redaction import Redactor, redactor
 from infra.settings import SetupError
+from tasks.ahead import batches
 from tasks.sources import Source
 from tasks.sources.part import Entry, Part
 
 Progress = Callable[[int, int, str], None]
-BATCH_ROWS = 1000
-BATCH_BYTES = 32 << 20
 
 
 def ingest(
@@ -53,7 +52,7 @@ def ingest(
     with frozen():
         for part in parts:
             bad = 0
-            for batch in batches(part):
+            for batch in batches(part, position_of(part)):
                 bad += write(part, batch, chosen, counts, workloads, problems, bad)
                 if progress:
                     progress(read + min(batch[-1].done, part.size), total, "ingest")
@@ -85,20 +84,11 @@ def _named(parts: Sequence[Part]) -> str:
     return repr(parts[0].label) + (f" and {len(parts) - 1} more" if len(parts) > 1 else "")
 
 
-def batches(part: Part) -> Iterator[list[Entry]]:
-    """A part's entries after its cursor, in batches bounded in rows and bytes."""
+def position_of(part: Part) -> dict[str, Any] | None:
+    """How far it has been read."""
     with session(write=False) as db:
         cursor = db.get(Cursor, part.cursor)
-    batch: list[Entry] = []
-    size = 0
-    for entry in part.read(cursor.position if cursor else None):
-        batch.append(entry)
-        size += len(entry.raw)
-        if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    return cursor.position if cursor else None
 
 
 def write(
