@@ -211,6 +211,8 @@ def name(record: Mapping[str, Any], *keys: str) -> str | None:
         value = record.get(key)
         if value is None or value == "":
             continue
+        if isinstance(value, str) and len(value) <= LONGEST_NAME and value.isascii() and value.isprintable():
+            return value
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise Rejected(f"{key} is {kind(value)}, not text")
         text = str(value)

@@ -160,14 +160,17 @@ def _write(db: Session, table: Table, rows: Sequence[Row]) -> None:
 
 def _tuples(table: Table, rows: Sequence[Row], dialect: Dialect) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Names of columns, and rows in their order as the driver takes them."""
-    columns = [table.c[name] for name in rows[0]._fields]
-    convert = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in (*columns, table.c.created)]
-    created = now()
-    values = [
-        tuple([value if make is None else make(value) for make, value in zip(convert, (*row, created), strict=True)])
-        for row in rows
-    ]
-    return [column.name for column in (*columns, table.c.created)], values
+    columns = [*(table.c[name] for name in rows[0]._fields), table.c.created]
+    makers = [(n, column.type.dialect_impl(dialect).bind_processor(dialect)) for n, column in enumerate(columns)]
+    makers = [(n, make) for n, make in makers if make is not None]
+    created, values = now(), []
+    for row in rows:
+        made: list[Any] = [*row, created]
+        for n, make in makers:
+            if made[n] is not None:
+                made[n] = make(made[n])
+        values.append(tuple(made))
+    return [column.name for column in columns], values
 
 
 def quarantine(db: Session, entries: Sequence[Quarantine]) -> None:
