@@ -23,6 +23,8 @@ from infra.privacy.redaction import Redactor
 Outcome = Literal["stored", "duplicate", "conflict"]
 Fate = Literal["stored", "duplicate", "quarantined"]
 Key = tuple[str, str]
+UNFINISHED = "it has no end yet"
+"""How the reason begins why a record is in quarantine that leaves it when the rest of it has been written."""
 
 
 class Found(Protocol):
@@ -73,7 +75,10 @@ def accept(db: Session, source: str, found: Sequence[Found], redact: Redactor) -
         kept[digest] = Quarantine(source=source, position=entry.where, digest=digest, raw=raw, reason=reason)
     quarantine(db, list(kept.values()))
     if fine and db.scalar(select(Quarantine.id).where(Quarantine.source == source).limit(1)):
-        release(db, source, sorted({_digest(entry) for entry in fine} - kept.keys()))
+        whole = {entry.where: entry.raw for entry in fine}
+        begun = select(Quarantine).where(Quarantine.source == source, Quarantine.reason.startswith(UNFINISHED))
+        ended = {half.digest for half in db.scalars(begun) if whole.get(half.position, b"").startswith(half.raw)}
+        release(db, source, sorted(({_digest(entry) for entry in fine} - kept.keys()) | ended))
     return fates
 
 
@@ -161,8 +166,8 @@ def _write(db: Session, table: Table, rows: Sequence[Row]) -> None:
 def _tuples(table: Table, rows: Sequence[Row], dialect: Dialect) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Names of columns, and rows in their order as the driver takes them."""
     columns = [*(table.c[name] for name in rows[0]._fields), table.c.created]
-    makers = [(n, column.type.dialect_impl(dialect).bind_processor(dialect)) for n, column in enumerate(columns)]
-    makers = [(n, make) for n, make in makers if make is not None]
+    found = ((n, column.type.dialect_impl(dialect).bind_processor(dialect)) for n, column in enumerate(columns))
+    makers = [(n, make) for n, make in found if make is not None]
     created, values = now(), []
     for row in rows:
         made: list[Any] = [*row, created]
