@@ -17,11 +17,12 @@ from sqlalchemy.orm import Session
 
 from infra.database.records import InteractionRow
 from infra.database.session import Interrupted, session
-from infra.database.store import Fate, accept, move_cursor
+from infra.database.store import Fate, accept, move_cursor, release
 from infra.database.tables import Cursor, Interaction
 from infra.privacy.redaction import Redactor, redactor
 from infra.settings import SetupError
 from tasks.ahead import batches
+from tasks.halves import Halves
 from tasks.sources import Source
 from tasks.sources.part import Entry, Part
 
@@ -52,11 +53,14 @@ def ingest(
     counts: Counter[str] = Counter(rows=0, interactions=0, feedback=0, duplicates=0, quarantined=0)
     workloads: set[str] = set()
     problems: list[str] = []
+    halves: dict[str, Halves] = {}
     with frozen():
         for part in parts:
             bad = 0
+            if part.kind not in halves:
+                halves[part.kind] = Halves(part.kind)
             for batch in batches(part, position_of(part)):
-                bad += write(part, batch, chosen, counts, workloads, problems, bad)
+                bad += write(part, batch, chosen, halves[part.kind], counts, workloads, problems, bad)
                 if progress:
                     progress(read + min(batch[-1].done, part.size), total, "ingest")
             counts.update(rows=part.skipped, duplicates=part.skipped)
@@ -116,6 +120,7 @@ def write(
     part: Part,
     batch: list[Entry],
     redact: Redactor,
+    halves: Halves,
     counts: Counter[str],
     workloads: set[str],
     problems: list[str],
@@ -131,6 +136,8 @@ def write(
     def transaction() -> list[tuple[Fate, str]]:
         with session() as db:
             fates = accept(db, part.kind, batch, redact)
+            if completed := halves.completed(batch):
+                release(db, part.kind, completed)
             if reached := [entry.position for entry in batch if entry.position]:
                 quarantined = bad + sum(1 for _, reason in fates if reason)
                 move_cursor(db, part.cursor, {**reached[-1], "quarantined": quarantined, "path": part.label})

@@ -18,10 +18,15 @@ from typing import Any
 import pytest
 from sqlalchemy import JSON, Text, cast, delete, select
 
+import tasks.ingest
+from infra.database.messages import ROLES
 from infra.database.session import session
 from infra.database.tables import Base, Cursor, Feedback, Interaction, Quarantine
+from infra.settings import SetupError
 from tasks.ingest import ingest
 from tasks.sources.jsonl import JSONL
+from tasks.sources.quarantine import Quarantined
+from tests.conftest import cluster, living_in, new_database
 from tests.tasks.sources.test_jsonl import record, text
 from tests.tasks.test_ingest import ROOT, count, thumb, total
 
@@ -195,3 +200,159 @@ def test_what_many_understand_at_once_leaves_quarantine_without_a_deadlock(datab
     told = together([Child(*chance.sample(files, 4), workload="shop") for _ in range(4)])
     assert sum(one["interactions"] for one in told) == 3000 and [total(one) for one in told] == [12_004] * 4
     assert (count(Interaction), count(Quarantine)) == (3001, 0)
+
+
+def test_postgresql_restarted_in_the_middle_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(text(*range(30_000)) + b"no JSON\n")
+    size = (tmp_path / "a.jsonl").stat().st_size
+    with cluster() as server, living_in(tmp_path / "home", TEACHER="", DATABASE=new_database(server.url)):
+        with Child(tmp_path / "a.jsonl") as child:
+            assert child.said() == "ready"
+            child.go()
+            for part in (0.1, 0.4, 0.7):
+                assert child.reaches(part * size)
+                server.control("restart")
+            told = child.counts()
+        # A batch whose commit was cut off may have been stored all the same; it is told as duplicates then.
+        assert told["rows"] == total(told) == 30_001 and told["interactions"] >= 27_000
+        survived = state()
+        emptied()
+        ingest(JSONL((str(tmp_path / "a.jsonl"),)))
+        assert state() == survived
+
+
+def test_postgresql_that_stays_away_is_one_line_and_the_ingest_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(text(*range(5000)))
+    source = JSONL((str(tmp_path / "a.jsonl"),))
+    monkeypatch.setattr(tasks.ingest, "PAUSES", (0.01, 0.01))
+    with cluster() as server, living_in(tmp_path / "home", TEACHER="", DATABASE=new_database(server.url)):
+        stopped: list[int] = []
+
+        def stop(done: int, *_: object) -> None:
+            if not stopped:
+                server.control("stop")
+            stopped.append(done)
+
+        with pytest.raises(SetupError, match=r"broke off .*is undone; check that it is running and try again") as said:
+            ingest(source, progress=stop)
+        assert "\n" not in str(said.value) and len(stopped) == 1
+        server.control("start")
+        assert count(Interaction) == 1000
+        counts = ingest(source)
+        assert (counts["rows"], counts["interactions"], counts["duplicates"]) == (5000, 4000, 1000)
+        resumed = state()
+        emptied()
+        ingest(source)
+        assert state() == resumed
+
+
+def test_a_disk_that_fills_up_in_the_middle_is_one_line_and_the_ingest_goes_on_later(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(text(*range(12_000)) + b"no JSON\n")
+    source = JSONL((str(tmp_path / "a.jsonl"),))
+    subprocess.run(["mount", "-o", "remount,size=6m", small_disk], check=True)
+    with living_in(small_disk / "home", TEACHER=""):
+        for _ in range(2):
+            with pytest.raises(SetupError, match=r"disk full: .*FLYWHEEL_HOME") as said:
+                ingest(source)
+            assert "\n" not in str(said.value)
+            with session(write=False) as db:
+                reached = db.scalars(select(Cursor)).one().position["rows"]
+            assert 0 < reached < 12_000 and count(Interaction) == reached
+        subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+        counts = ingest(source)
+        assert (counts["rows"], counts["interactions"]) == (12_001, 12_000 - reached)
+        resumed = state()
+    with living_in(tmp_path / "unbroken", TEACHER=""):
+        ingest(source)
+        assert state() == resumed
+
+
+APPENDER = (
+    "import random, sys, time\n"
+    "chance, content = random.Random(3), open(sys.argv[2], 'rb').read()\n"
+    "with open(sys.argv[1], 'ab', buffering=0) as log:\n"
+    "    while content:\n"
+    "        size = chance.randrange(1, 3000)\n"
+    "        log.write(content[:size])\n"
+    "        content = content[size:]\n"
+    "        time.sleep(0.004)\n"
+)
+
+
+def test_a_log_that_grows_is_read_line_by_line_and_no_half_of_one_stays_in_quarantine(
+    database: str, tmp_path: Path
+) -> None:
+    (tmp_path / "whole").write_bytes(text(*range(1500)) + thumb(3))
+    log = tmp_path / "a.jsonl"
+    log.write_bytes(text(5000)[:10])  # the first line too may have no end yet
+    source = JSONL((str(log),))
+    with pytest.raises(SetupError, match="the file ends within"):
+        ingest(source)
+    log.write_bytes(text(5000))
+    cut = 0
+    with subprocess.Popen([sys.executable, "-c", APPENDER, str(log), str(tmp_path / "whole")]) as appender:
+        while appender.poll() is None:
+            cut += ingest(source)["quarantined"]
+            assert count(Quarantine) <= 1
+    told = ingest(source)
+    assert (told["rows"], told["quarantined"], total(told)) == (1502, 0, 1502) and cut
+    assert (count(Interaction), count(Feedback), count(Quarantine)) == (1501, 1, 0)
+
+
+@pytest.mark.parametrize("keeps_name", [False, True], ids=["renamed", "copied and truncated"])
+def test_a_rotated_log_is_read_to_its_end_under_its_new_name(database: str, tmp_path: Path, keeps_name: bool) -> None:
+    log, older = tmp_path / "app.jsonl", tmp_path / "app.jsonl.1"
+    whole = text(*range(20))
+    log.write_bytes(whole[:-30])
+    everything = JSONL((str(tmp_path / "app.jsonl*"),))
+    assert ingest(everything)["quarantined"] == 1
+    with log.open("ab") as file:
+        file.write(whole[-30:])
+    if keeps_name:
+        older.write_bytes(log.read_bytes())
+        os.truncate(log, 0)
+    else:
+        log.rename(older)
+    with log.open("ab") as file:
+        file.write(text(*range(20, 25)))
+    told = ingest(everything)
+    assert (told["rows"], told["interactions"], told["duplicates"], told["quarantined"]) == (25, 6, 19, 0)
+    assert (count(Interaction), count(Quarantine)) == (25, 0)
+
+
+def test_a_line_that_breaks_off_for_good_stays_in_quarantine(home: Path, tmp_path: Path) -> None:
+    """The writer was killed and began anew on the next line, with the same first bytes."""
+    log = tmp_path / "a.jsonl"
+    log.write_bytes(text(1) + b'{"id":')
+    assert ingest(JSONL((str(log),)))["quarantined"] == 1
+    log.write_bytes(text(1) + b'{"id":\n' + text(2) + b'{"id": "3", "request"')
+    for _ in range(2):
+        told = ingest(JSONL((str(log),)))
+        assert (told["rows"], told["quarantined"]) == (4, 2) and count(Quarantine) == 2
+
+
+def test_what_a_reader_refused_leaves_quarantine_when_it_is_mended(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the log that is there still, and from the bytes in quarantine where it is gone."""
+    for name, first in (("stays", 0), ("goes", 100)):
+        rows = [record(first + n) for n in range(20)]
+        for row in rows[:10]:
+            row["request"]["messages"][0]["role"] = "human"
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = JSONL((str(tmp_path),))
+    with monkeypatch.context() as older:
+        older.delitem(ROLES, "human")
+        for _ in range(2):
+            assert ingest(source)["quarantined"] == count(Quarantine) == 20
+    (tmp_path / "goes.jsonl").unlink()
+    told = ingest(source)
+    assert (told["rows"], told["interactions"], told["duplicates"], told["quarantined"]) == (20, 10, 10, 0)
+    assert count(Quarantine) == 10
+    told = ingest(Quarantined())
+    assert (told["rows"], told["interactions"], total(told)) == (10, 10, 10)
+    assert (count(Interaction), count(Quarantine)) == (40, 0)
