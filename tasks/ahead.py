@@ -10,10 +10,11 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from infra.settings import SetupError
+from tasks.halves import half
 from tasks.sources.files import LogFile
 from tasks.sources.part import Entry, Part
 
@@ -31,20 +32,20 @@ def batches(part: Part, position: Mapping[str, Any] | None) -> Iterator[list[Ent
     if isinstance(part, LogFile) and part.size > LARGE and len(os.sched_getaffinity(0)) > 1:
         yield from _from_child(part, position)
     else:
-        yield from grouped(part.read(position))
+        yield from grouped(part, position)
 
 
-def grouped(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+def grouped(part: Part, position: Mapping[str, Any] | None) -> Iterator[list[Entry]]:
     batch: list[Entry] = []
     size = 0
-    for entry in entries:
-        batch.append(entry)
-        size += len(entry.raw)
+    for entry in part.read(position):
         if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
             yield batch
             batch, size = [], 0
+        batch.append(entry)
+        size += len(entry.raw)
     if batch:
-        yield batch
+        yield [*batch[:-1], half(batch[-1])] if isinstance(part, LogFile) else batch
 
 
 def _from_child(part: LogFile, position: Mapping[str, Any] | None) -> Iterator[list[Entry]]:
@@ -81,7 +82,7 @@ def main() -> None:
     spec, path, position = pickle.load(sys.stdin.buffer)
     try:
         (part,) = [one for one in spec.parts() if one.path == path]
-        for batch in grouped(part.read(position)):
+        for batch in grouped(part, position):
             pickle.dump((part.skipped, batch), out, pickle.HIGHEST_PROTOCOL)
             out.flush()
         pickle.dump((part.skipped, []), out)

@@ -7,24 +7,28 @@ option) brings those records in.
 
 import contextlib
 import gc
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from infra.database.records import InteractionRow
-from infra.database.session import session
-from infra.database.store import accept, move_cursor
+from infra.database.session import Interrupted, session
+from infra.database.store import Fate, accept, move_cursor, release
 from infra.database.tables import Cursor, Interaction
 from infra.privacy.redaction import Redactor, redactor
 from infra.settings import SetupError
 from tasks.ahead import batches
+from tasks.halves import Halves
 from tasks.sources import Source
 from tasks.sources.part import Entry, Part
 
 Progress = Callable[[int, int, str], None]
+T = TypeVar("T")
+PAUSES = (0.5, 1, 2, 4, 8)  # seconds; PostgreSQL is back from a restart by then
 
 
 def ingest(
@@ -49,11 +53,14 @@ def ingest(
     counts: Counter[str] = Counter(rows=0, interactions=0, feedback=0, duplicates=0, quarantined=0)
     workloads: set[str] = set()
     problems: list[str] = []
+    halves: dict[str, Halves] = {}
     with frozen():
         for part in parts:
             bad = 0
+            if part.kind not in halves:
+                halves[part.kind] = Halves(part.kind)
             for batch in batches(part, position_of(part)):
-                bad += write(part, batch, chosen, counts, workloads, problems, bad)
+                bad += write(part, batch, chosen, halves[part.kind], counts, workloads, problems, bad)
                 if progress:
                     progress(read + min(batch[-1].done, part.size), total, "ingest")
             counts.update(rows=part.skipped, duplicates=part.skipped)
@@ -86,15 +93,34 @@ def _named(parts: Sequence[Part]) -> str:
 
 def position_of(part: Part) -> dict[str, Any] | None:
     """How far it has been read."""
-    with session(write=False) as db:
-        cursor = db.get(Cursor, part.cursor)
-    return cursor.position if cursor else None
+
+    def transaction() -> dict[str, Any] | None:
+        with session(write=False) as db:
+            cursor = db.get(Cursor, part.cursor)
+        return cursor.position if cursor else None
+
+    return patiently(transaction)
+
+
+def patiently(transaction: Callable[[], T]) -> T:
+    """What a transaction gives; done again while the database is away, as when it is restarted.
+
+    Where the connection broke off in a commit, nobody knows whether it was done. If it was, its rows are duplicates
+    now: the report then has fewer new rows, the database has each once.
+    """
+    for pause in PAUSES:
+        try:
+            return transaction()
+        except Interrupted:
+            time.sleep(pause)
+    return transaction()
 
 
 def write(
     part: Part,
     batch: list[Entry],
     redact: Redactor,
+    halves: Halves,
     counts: Counter[str],
     workloads: set[str],
     problems: list[str],
@@ -106,11 +132,19 @@ def write(
         counts, workloads, problems: The report, which is added to.
         bad: Rows of this part that went to quarantine before.
     """
-    with session() as db:
-        fates = accept(db, part.kind, batch, redact)
-        refused = [(entry.where, reason) for entry, (fate, reason) in zip(batch, fates, strict=True) if reason]
-        if reached := [entry.position for entry in batch if entry.position]:
-            move_cursor(db, part.cursor, {**reached[-1], "quarantined": bad + len(refused), "path": part.label})
+
+    def transaction() -> list[tuple[Fate, str]]:
+        with session() as db:
+            fates = accept(db, part.kind, batch, redact)
+            if completed := halves.completed(batch):
+                release(db, part.kind, completed)
+            if reached := [entry.position for entry in batch if entry.position]:
+                quarantined = bad + sum(1 for _, reason in fates if reason)
+                move_cursor(db, part.cursor, {**reached[-1], "quarantined": quarantined, "path": part.label})
+        return fates
+
+    fates = patiently(transaction)
+    refused = [(entry.where, reason) for entry, (_, reason) in zip(batch, fates, strict=True) if reason]
     new = [entry.row for entry, (fate, _) in zip(batch, fates, strict=True) if fate == "stored"]
     fresh = [row for row in new if isinstance(row, InteractionRow)]
     workloads.update(row.workload for row in fresh)

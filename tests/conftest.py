@@ -48,30 +48,56 @@ def home(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """URL of a private PostgreSQL cluster, reached by a socket, with `{}` for the database's name."""
+class Cluster:
+    """A private PostgreSQL cluster, reached by a socket: `url` has `{}` for the database's name.
+
+    The clients of a restarted one wait or fail as with any other; nothing of it is synced to the disk.
+    """
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self.programs, self.folder = programs, folder
+        self.url = f"postgresql://postgres@/{{}}?host={folder}"
+        self.run("initdb", "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8")
+        self.control("start")
+
+    def control(self, action: str) -> None:
+        """`pg_ctl` start, stop or restart; without asking those who are connected."""
+        options = f"-c listen_addresses='' -k {self.folder} -c fsync=off -c max_connections=60"
+        begin = ["-l", str(self.folder / "log"), "-o", options] if action != "stop" else []
+        end = ["-m", "immediate"] if action != "start" else []
+        self.run("pg_ctl", "-w", *begin, *end, action)
+
+    def run(self, program: str, *arguments: str) -> None:
+        as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        command = [*as_postgres, str(self.programs / program), "-D", str(self.folder / "data"), *arguments]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("no PostgreSQL: `apt-get install postgresql` (in /usr/lib/postgresql)")
-    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     folder = Path(tempfile.mkdtemp(prefix="fw-pg-", dir="/tmp"))
-    if as_postgres:
+    if os.geteuid() == 0:
         shutil.chown(folder, "postgres")
-
-    def run(*command: str) -> None:
-        done = subprocess.run([*as_postgres, *command], cwd="/", capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    options = f"-c listen_addresses='' -k {folder} -c fsync=off -c max_connections=60"
-    run(str(found[-1]), "-D", str(folder / "data"), "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8")
-    control = [str(found[-1].with_name("pg_ctl")), "-D", str(folder / "data")]
-    run(*control, "-w", "-l", str(folder / "log"), "-o", options, "start")
     try:
-        yield f"postgresql://postgres@/{{}}?host={folder}"
+        made = Cluster(found[-1].parent, folder)
+        try:
+            yield made
+        finally:
+            if (folder / "data" / "postmaster.pid").exists():
+                made.control("stop")
     finally:
-        run(*control, "-m", "immediate", "stop")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a private PostgreSQL cluster with `{}` for the database's name."""
+    with cluster() as made:
+        yield made.url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -93,6 +119,19 @@ def new_database(postgres: str) -> str:
     with psycopg.connect(postgres.format("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     return postgres.format(name)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs: needs root")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 VERSION_TABLE = "flywheel_version"
 JSON_COLUMNS = {"json_serializer": to_column, "json_deserializer": from_column}
 BUSY_SECONDS = 60
+GONE = ("08", "40", "57P")  # SQLSTATE: no connection, undone for another's sake (deadlock), shut down by its operator
 MIGRATION_LOCK = 7_305_291_846  # any number that no other program takes as an advisory lock
+
+
+class Interrupted(SetupError):
+    """The database went away in the middle, or ended a deadlock; what was begun is undone, and may succeed again."""
 
 
 @contextmanager
@@ -39,6 +44,7 @@ def session(write: bool = True) -> Iterator[Session]:
 
     Raises:
         SetupError: The database cannot be reached, is at a migration that this version does not know, or is full.
+        Interrupted: This process has reached it before; trying again may help.
     """
     url = settings().database_url
     with translated(url):
@@ -206,8 +212,14 @@ def translated(url: str) -> Iterator[None]:
                 f"database {hidden(url)} was kept locked by another process for over {BUSY_SECONDS} s; "
                 "try again, or set FLYWHEEL_DATABASE to PostgreSQL"
             ) from problem
-        if problem.statement is not None and not url.startswith("sqlite"):
-            raise
+        if not url.startswith("sqlite") and url in _engines:
+            state = getattr(problem.orig, "sqlstate", None) or ""
+            if problem.statement is not None and state and not state.startswith(GONE):
+                raise
+            raise Interrupted(
+                f"database {hidden(url)} broke off ({said}), and what was begun is undone; "
+                "check that it is running and try again"
+            ) from problem
         raise SetupError(
             f"database {hidden(url)} cannot be opened ({said}); check FLYWHEEL_DATABASE and that it is running"
         ) from problem

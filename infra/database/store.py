@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from sqlalchemy import Dialect, Table, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from infra.database.among import among
@@ -157,10 +158,15 @@ def _write(db: Session, table: Table, rows: Sequence[Row]) -> None:
         marks = ", ".join("?" * len(names))
         connection.exec_driver_sql(f"INSERT INTO {table.name} ({columns}) VALUES ({marks})", values)
         return
+    from psycopg import OperationalError as DriverError
+
     driver: Any = connection.connection.driver_connection
-    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
-        for row in values:
-            copy.write_row(row)
+    try:
+        with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
+            for row in values:
+                copy.write_row(row)
+    except DriverError as problem:  # SQLAlchemy does not see what goes past it
+        raise OperationalError(f"COPY {table.name}", None, problem) from problem
 
 
 def _tuples(table: Table, rows: Sequence[Row], dialect: Dialect) -> tuple[list[str], list[tuple[Any, ...]]]:

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -174,19 +173,6 @@ def test_a_database_that_cannot_be_had_is_named_without_its_password(tmp_path: P
     with living_in(tmp_path, DATABASE=url), pytest.raises(SetupError, match=said) as caught, session():
         pass
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("cannot mount a tmpfs: needs root")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(small_disk: Path) -> None:
