@@ -24,8 +24,6 @@ from infra.privacy.redaction import Redactor
 Outcome = Literal["stored", "duplicate", "conflict"]
 Fate = Literal["stored", "duplicate", "quarantined"]
 Key = tuple[str, str]
-UNFINISHED = "it has no end yet"
-"""How the reason begins why a record is in quarantine that leaves it when the rest of it has been written."""
 
 
 class Found(Protocol):
@@ -76,10 +74,7 @@ def accept(db: Session, source: str, found: Sequence[Found], redact: Redactor) -
         kept[digest] = Quarantine(source=source, position=entry.where, digest=digest, raw=raw, reason=reason)
     quarantine(db, list(kept.values()))
     if fine and db.scalar(select(Quarantine.id).where(Quarantine.source == source).limit(1)):
-        whole = {entry.where: entry.raw for entry in fine}
-        begun = select(Quarantine).where(Quarantine.source == source, Quarantine.reason.startswith(UNFINISHED))
-        ended = {half.digest for half in db.scalars(begun) if whole.get(half.position, b"").startswith(half.raw)}
-        release(db, source, sorted(({_digest(entry) for entry in fine} - kept.keys()) | ended))
+        release(db, source, sorted({_digest(entry) for entry in fine} - kept.keys()))
     return fates
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from infra.database.records import Parsed
-from infra.database.store import UNFINISHED
 from infra.settings import SetupError
 from tasks.sources.part import Entry
 
@@ -151,8 +150,6 @@ class LogFile:
                 same = record.raw is line.raw
                 digest = line.digest if same else hashlib.sha256(self.spec.identity(record.raw)).hexdigest()
                 last = after if rows == reached["rows"] else None
-                if record.row is None and not (line.ended or line.problem):
-                    record = record._replace(reason=f"{UNFINISHED}: {record.reason}")
                 yield Entry(where, record.raw, digest, record.row, record.reason, last, file.tell())
 
 
