@@ -18,7 +18,19 @@ from infra.seedling import shop
 from tests.flows.conftest import ROOT, environment_of, flywheel
 from tests.shop_log import WORKLOAD
 
-DEPLOYED = {"nightly", "flywheel", "ingest", "curate", "distill", "quantize", "evaluate", "release", "redeploy"}
+DEPLOYED = {
+    "nightly",
+    "flywheel",
+    "ingest",
+    "traffic",
+    "prune",
+    "curate",
+    "distill",
+    "quantize",
+    "evaluate",
+    "release",
+    "redeploy",
+}
 
 
 def free_port() -> int:

@@ -132,7 +132,7 @@ def test_a_database_that_is_away_is_told_as_503_so_that_exporters_try_again(home
         assert receiver.receive(TRACES, "traces").status == 503
     receiver.receive(TRACES, "traces")
     with session() as db:
-        db.connection().exec_driver_sql("ALTER TABLE interaction RENAME COLUMN request TO asked")
+        db.connection().exec_driver_sql("ALTER TABLE interaction RENAME COLUMN digest TO mark")
     answer = receiver.receive(TRACES, "traces")
     assert answer.status == 503 and b"INSERT" not in answer.body
 
