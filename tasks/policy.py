@@ -11,7 +11,8 @@ The first line that applies counts: one objection outweighs any praise, and of s
 correction that repeats the answer is praise. A preference is praise with a rejected sample where the chosen side is the
 answer, a correction where it is not. A rating without a known scale (a metric's number) and a label say nothing here.
 What is said of one copy of a request and its answer is said of all. What is said of a whole conversation is said of its
-answer only where there is just one: among several, nobody knows which was meant.
+answer only where there is just one: among several, nobody knows which was meant. What is said before its interaction is
+logged waits for it; what is said of one that never comes stays where it is, and `flywheel traffic` counts it.
 """
 
 import json
