@@ -29,27 +29,31 @@ def normalized_request(request: Any) -> dict[str, Any]:
         raise Rejected(f"request is {kind(request)}, not an object")
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Rejected("request has no messages")
+        raise Rejected("request.messages is " + ("empty" if messages == [] else f"{kind(messages)}, not a list"))
     tools = request.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise Rejected(f"request.tools is {kind(tools)}, not a list of objects")
-    return {**request, "messages": [normalized_message(message, n) for n, message in enumerate(messages)]}
+    return {**request, "messages": [normalized_message(m, f"request.messages[{n}]") for n, m in enumerate(messages)]}
 
 
-def normalized_message(message: Any, number: int) -> dict[str, Any]:
+def normalized_message(message: Any, place: str) -> dict[str, Any]:
     if not isinstance(message, dict):
-        raise Rejected(f"message {number} is {kind(message)}, not an object")
+        raise Rejected(f"{place} is {kind(message)}, not an object")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise Rejected(f"message {number} has role {role!r}, known are {', '.join(ROLES)}")
+        raise Rejected(f"{place} has role {str(role)[:40]!r}, known are {', '.join(ROLES)}")
     content = message.get("content")
     if not (content is None or isinstance(content, str | list)):
-        raise Rejected(f"message {number} has {kind(content)} for content, not text, parts or null")
+        raise Rejected(f"{place} has {kind(content)} for content, not text, parts or null")
     shaped = message if ROLES[role] == role else {**message, "role": ROLES[role]}
-    return {**shaped, "tool_calls": tool_calls(message["tool_calls"])} if message.get("tool_calls") else shaped
+    return (
+        {**shaped, "tool_calls": tool_calls(message["tool_calls"], f"{place}.tool_calls")}
+        if message.get("tool_calls")
+        else shaped
+    )
 
 
-def tool_calls(calls: Any) -> list[dict[str, Any]]:
+def tool_calls(calls: Any, place: str = "tool_calls") -> list[dict[str, Any]]:
     """Tool calls, nested under `function` or flat, with their arguments as the JSON string they were or now are.
 
     A string that is no JSON stays: that is what the model said.
@@ -58,12 +62,12 @@ def tool_calls(calls: Any) -> list[dict[str, Any]]:
         Rejected: It is no list of calls, or one has no name.
     """
     if not isinstance(calls, list):
-        raise Rejected(f"tool_calls is {kind(calls)}, not a list")
+        raise Rejected(f"{place} is {kind(calls)}, not a list")
     shaped = []
     for number, call in enumerate(calls):
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise Rejected(f"tool call {number} has no function name")
+            raise Rejected(f"{place}[{number}] has no function name")
         arguments = function.get("arguments", "{}")
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
@@ -98,7 +102,10 @@ def normalized_response(response: Any) -> dict[str, Any]:
         Rejected: It has neither choices nor an error.
     """
     if isinstance(response, list):
-        response = assembled(response)
+        try:
+            response = assembled(response)
+        except Rejected as problem:
+            raise Rejected(f"response: {problem}") from problem
     if not isinstance(response, dict):
         raise Rejected(
             f"response is {kind(response)}, not an object" if response is not None else "there is no response"
@@ -112,8 +119,9 @@ def normalized_response(response: Any) -> dict[str, Any]:
     for number, choice in enumerate(choices):
         message = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(message, dict):
-            raise Rejected(f"choice {number} has no message")
-        shaped.append({**choice, "message": normalized_message({"role": "assistant", **message}, number)})
+            raise Rejected(f"response.choices[{number}] has no message")
+        place = f"response.choices[{number}].message"
+        shaped.append({**choice, "message": normalized_message({"role": "assistant", **message}, place)})
     return {**response, "choices": shaped}
 
 

@@ -105,7 +105,7 @@ def interaction(record: Mapping[str, Any], *, source: str, at: datetime, workloa
         or name(metadata, "conversation_id", "session_id", "episode_id")
         or opening(named, client, request, response),
         client=client,
-        at=moment(record.get("timestamp"), None) or moment(response.get("created"), at),
+        at=moment(record.get("timestamp"), None) or moment(response.get("created"), at, "response.created"),
         model=name(response, "model") or name(request, "model"),
         request=request,
         response=response,
@@ -145,14 +145,14 @@ def feedback(record: Mapping[str, Any], *, source: str, at: datetime) -> Feedbac
         kept = _qualified(record, rating(record, value))
     elif sort == "label":
         if not isinstance(value, str) or not value.strip():
-            raise Rejected(f"a label is {kind(value) if value != '' else 'empty'}, not text")
+            raise Rejected(f"a label's value is {kind(value) if value != '' else 'empty'}, not text")
         kept = _qualified(record, value)
     elif sort == "correction":
-        kept = assistant_message(value)
+        kept = _answer(value, "value")
     elif sort == "preference":
         if not isinstance(value, dict) or not {"chosen", "rejected"} <= set(value):
             raise Rejected("a preference's value is not {chosen, rejected}")
-        kept = {side: assistant_message(value[side]) for side in ("chosen", "rejected")}
+        kept = {side: _answer(value[side], f"value.{side}") for side in ("chosen", "rejected")}
     else:
         raise Rejected(f"feedback kind is {sort!r}, known are thumb, rating, correction, preference, label")
     return FeedbackRow(
@@ -169,14 +169,14 @@ def feedback(record: Mapping[str, Any], *, source: str, at: datetime) -> Feedbac
 def thumb(value: Any) -> int:
     meant = {"1": 1, "true": 1, "up": 1, "-1": -1, "false": -1, "down": -1}.get(str(value).lower())
     if meant is None:
-        raise Rejected(f"a thumb is {str(value)[:40]!r}, not 1 or -1")
+        raise Rejected(f"a thumb's value is {str(value)[:40]!r}, not 1 or -1")
     return meant
 
 
 def rating(record: Mapping[str, Any], value: Any) -> float:
     score = number(value)
     if score is None:
-        raise Rejected(f"a rating is {kind(value)}, not a number")
+        raise Rejected(f"a rating's value is {kind(value)}, not a number")
     worst, best = 1.0, 5.0
     if (scale := record.get("scale")) is not None:
         ends = [number(end) for end in scale] if isinstance(scale, list) and len(scale) == 2 else [None]
@@ -186,8 +186,15 @@ def rating(record: Mapping[str, Any], value: Any) -> float:
     elif record.get("metric"):
         return score
     if not min(worst, best) <= score <= max(worst, best):
-        raise Rejected(f"a rating is {score:g}, outside {worst:g} to {best:g}; name its `scale`: [worst, best]")
+        raise Rejected(f"a rating's value is {score:g}, outside {worst:g} to {best:g}; name its `scale`: [worst, best]")
     return score
+
+
+def _answer(said: Any, place: str) -> dict[str, Any]:
+    try:
+        return assistant_message(said)
+    except Rejected as problem:
+        raise Rejected(f"{place}: {problem}") from problem
 
 
 def _qualified(record: Mapping[str, Any], value: float | str) -> Any:
@@ -224,7 +231,7 @@ def name(record: Mapping[str, Any], *keys: str) -> str | None:
     return None
 
 
-def moment(value: Any, otherwise: datetime | None) -> Any:
+def moment(value: Any, otherwise: datetime | None, field: str = "timestamp") -> Any:
     """A time in UTC: epoch seconds (or milli-, micro-, nanoseconds, told by their size), or ISO 8601.
 
     Raises:
@@ -236,12 +243,14 @@ def moment(value: Any, otherwise: datetime | None) -> Any:
         if isinstance(value, str) and not value.replace(".", "", 1).isdigit():
             read = datetime.fromisoformat(value)
             return (read if read.tzinfo else read.replace(tzinfo=UTC)).astimezone(UTC)
+        if isinstance(value, bool):
+            raise ValueError
         seconds = float(value)
         while 1e11 < abs(seconds) < math.inf:  # 1e11 s is the year 5138
             seconds /= 1000
-        return None if isinstance(value, bool) else datetime.fromtimestamp(seconds, UTC)
+        return datetime.fromtimestamp(seconds, UTC)
     except (TypeError, ValueError, OverflowError, OSError) as problem:
-        raise Rejected(f"timestamp {str(value)[:40]!r} is neither epoch seconds nor ISO 8601") from problem
+        raise Rejected(f"{field} {str(value)[:40]!r} is neither epoch seconds nor ISO 8601") from problem
 
 
 def number(value: Any) -> float | None:

@@ -167,8 +167,8 @@ def _write(db: Session, table: Table, rows: Sequence[Row]) -> None:
 def _tuples(table: Table, rows: Sequence[Row], dialect: Dialect) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Names of columns, and rows in their order as the driver takes them."""
     columns = [*(table.c[name] for name in rows[0]._fields), table.c.created]
-    found = ((n, column.type.dialect_impl(dialect).bind_processor(dialect)) for n, column in enumerate(columns))
-    makers = [(n, make) for n, make in found if make is not None]
+    processors = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
+    makers = [(n, make) for n, make in enumerate(processors) if make is not None]
     created, values = now(), []
     for row in rows:
         made: list[Any] = [*row, created]

@@ -11,11 +11,15 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from sqlalchemy import JSON, Text, cast, delete, select
 
 import tasks.ingest
@@ -26,7 +30,7 @@ from infra.settings import SetupError
 from tasks.ingest import ingest
 from tasks.sources.jsonl import JSONL
 from tasks.sources.quarantine import Quarantined
-from tests.conftest import cluster, living_in, new_database
+from tests.conftest import NUMBERS, cluster, living_in, new_database
 from tests.tasks.sources.test_jsonl import record, text
 from tests.tasks.test_ingest import ROOT, count, thumb, total
 
@@ -356,3 +360,107 @@ def test_what_a_reader_refused_leaves_quarantine_when_it_is_mended(
     told = ingest(Quarantined())
     assert (told["rows"], told["interactions"], total(told)) == (10, 10, 10)
     assert (count(Interaction), count(Quarantine)) == (40, 0)
+
+
+def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of a value and of everything in it."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from leaves(part, (*path, key))
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "track", "arguments": '{"order": 48213}'}}
+ASKED = {
+    "model": "teacher",
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "where is 48213?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "on its way"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "track", "parameters": {"type": "object"}}}],
+}  # fmt: skip
+ANSWER = {
+    "id": "chatcmpl-1", "created": 1756684873, "model": "teacher",
+    "usage": {"prompt_tokens": 9, "completion_tokens": 3},
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "On its way.", "tool_calls": [CALL]}}],
+}  # fmt: skip
+PIECE = {"index": 0, "id": "c1", "function": {"name": "track", "arguments": "{}"}}
+STREAM = [
+    {"id": "s1", "choices": [{"index": 0, "delta": {"role": "assistant", "content": "On"}, "finish_reason": None}]},
+    {"id": "s1", "choices": [{"index": 0, "delta": {"tool_calls": [PIECE]}, "finish_reason": "tool_calls"}]},
+]
+RECORD = {
+    "id": "r", "timestamp": 1756684873, "workload_id": "w", "client_id": "web", "conversation_id": "c",
+    "latency_ms": 2.5, "metadata": {"session_id": "s"},
+}  # fmt: skip
+OPINION = {"id": "f", "record_id": "r1", "timestamp": "2026-09-01T12:00:00Z"}
+WHOLE: list[dict[str, Any]] = [
+    {**RECORD, "request": ASKED, "response": ANSWER},
+    {**RECORD, "request": ASKED, "response": STREAM},
+    {**RECORD, "request": ASKED, "response": {"error": {"message": "overloaded"}}},
+    {**OPINION, "kind": "thumb", "value": 1, "metric": "solved", "target": "episode"},
+    {**OPINION, "kind": "rating", "value": 4, "scale": [1, 5]},
+    {**OPINION, "kind": "label", "value": "refund"},
+    {**OPINION, "kind": "correction", "value": {"role": "assistant", "content": None, "tool_calls": [CALL]}},
+    {**OPINION, "kind": "preference", "value": {"chosen": "yes", "rejected": {"content": "no"}}},
+]
+ODD: list[Any] = [
+    None, True, 0, -1, 1.5, 2**31, 2**63, 10**30, 1e308, "", " ", "x", "user", "1", "\ud800", "a\x00b", "é" * 600,
+    [], [None], [[]], [0], [{}], ["x", {"type": "text"}], [CALL, 5], {}, {"role": "user"}, {"content": 5}, {"error": 1},
+    {"choices": []}, {"function": 1}, {"index": -1}, {"a\x00": "\udfff"},
+]  # fmt: skip
+NESTED, NO_NUMBER = "@nested@", "@NaN@"
+PLACES = [(number, path) for number, whole in enumerate(WHOLE) for path in leaves(whole)]
+FUZZED = st.tuples(
+    st.sampled_from(PLACES), st.sampled_from(["put", "put", "put", "drop", "wrap"]),
+    st.sampled_from([*ODD, NESTED, NO_NUMBER]), st.integers(50, 3000),
+)  # fmt: skip
+
+
+def fuzzed(drawn: tuple[tuple[int, tuple[str | int, ...]], str, Any, int], unique: str) -> tuple[bytes, list[str]]:
+    """A record with one fault as a line, and the names on the way to the fault."""
+    (number, path), how, value, depth = drawn
+    whole: Any = {**json.loads(json.dumps(WHOLE[number])), "n": unique}
+    whole["id"] += unique
+    if path:
+        holder = whole
+        for key in path[:-1]:
+            holder = holder[key]
+        if how == "drop":
+            del holder[path[-1]]
+        else:
+            holder[path[-1]] = [holder[path[-1]]] if how == "wrap" else value
+    else:
+        whole = [whole] if how == "wrap" else value
+    line = json.dumps(whole).replace(f'"{NESTED}"', "[" * depth + "]" * depth).replace(f'"{NO_NUMBER}"', "NaN")
+    return line.encode(), [key for key in path if isinstance(key, str)]
+
+
+@given(st.lists(FUZZED, min_size=100, max_size=100))
+@hypothesis_settings(
+    max_examples=100, deadline=None, database=None,
+    phases=[Phase.generate],  # the message names the one record; to shrink a hundred takes minutes
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+def test_ten_thousand_fuzzed_records_are_stored_or_refused_by_the_name_of_the_fault(
+    database: str, tmp_path: Path, drawn: list[Any]
+) -> None:
+    unique = f"{next(NUMBERS)}-"
+    lines = [fuzzed(one, f"{unique}{n}") for n, one in enumerate(drawn)]
+    (tmp_path / "a.jsonl").write_bytes(text(1) + b"".join(line + b"\n" for line, _ in lines))
+    before = count(Interaction), count(Feedback)
+    told = ingest(JSONL((str(tmp_path / "a.jsonl"),)))
+    assert told["rows"] == 101 == total(told)
+    assert (told["interactions"], told["feedback"]) == (count(Interaction) - before[0], count(Feedback) - before[1])
+    with session(write=False) as db:
+        reasons = {digest: reason for digest, reason in db.execute(select(Quarantine.digest, Quarantine.reason))}
+        assert all(row.request and row.response for row in db.scalars(select(Interaction)))
+    refused = [(line, names, reasons.get(hashlib.sha256(line).hexdigest())) for line, names in lines]
+    assert sum(1 for _, _, reason in refused if reason is not None) == told["quarantined"]
+    for line, names, reason in refused:
+        if reason is None or not names or reason.startswith("no JSON"):
+            assert reason != ""
+            continue
+        assert any(name in reason for name in names), (reason, names, line[:2000])

@@ -124,9 +124,9 @@ def test_feedback_is_kept_in_one_shape(said: dict[str, Any], kept: Any) -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ({"record_id": "r", "kind": "thumb", "value": 0}, "a thumb is '0'"),
+        ({"record_id": "r", "kind": "thumb", "value": 0}, "a thumb's value is '0'"),
         ({"record_id": "r", "kind": "rating", "value": 7}, "outside 1 to 5"),
-        ({"record_id": "r", "kind": "rating", "value": "good"}, "a rating is text"),
+        ({"record_id": "r", "kind": "rating", "value": "good"}, "a rating's value is text"),
         ({"record_id": "r", "kind": "rating", "value": 7, "scale": [1, 1]}, "scale"),
         ({"record_id": "r", "kind": "rating", "value": 7, "scale": [1, None]}, "scale"),
         ({"record_id": "r", "kind": "correction", "value": 5}, "an answer is a number"),
