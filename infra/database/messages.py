@@ -29,7 +29,7 @@ def normalized_request(request: Any) -> dict[str, Any]:
         raise Rejected(f"request is {kind(request)}, not an object")
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Rejected("request.messages is " + ("empty" if messages == [] else f"{kind(messages)}, not a list"))
+        raise Rejected("request has no messages")
     tools = request.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise Rejected(f"request.tools is {kind(tools)}, not a list of objects")

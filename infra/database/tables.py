@@ -221,9 +221,9 @@ class Verdict(Produced, Base):
     __tablename__ = "verdict"
 
     id: Mapped[Digest]
-    workload: Mapped[str] = mapped_column(index=True)
+    workload: Mapped[str]
     dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset.id"))
-    candidate_id: Mapped[str] = mapped_column(ForeignKey("candidate.id"), index=True)
+    candidate_id: Mapped[str] = mapped_column(ForeignKey("candidate.id"))
     reference: Mapped[str]
     outcome: Mapped[str]
     reasons: Mapped[Payload]

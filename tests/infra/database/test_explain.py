@@ -1,106 +1,198 @@
-"""Queries that run at every batch or page find their rows by an index, and there is no index that none of them uses."""
+"""The indexes are those that the queries use: each query finds its rows by one, and none is kept for nobody.
+
+The statements are those that the code sends, caught on their way to the database and explained with their values.
+"""
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Select, delete, inspect, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import UniqueConstraint, event, insert, select, text
 
-from infra.database.among import among
-from infra.database.records import parse
+from infra.database.records import feedback, interaction
 from infra.database.session import database as opened
 from infra.database.session import session
-from infra.database.store import store
-from infra.database.tables import Base, Dataset, DatasetItem, Feedback, Interaction, Quarantine, now
+from infra.database.store import move_cursor, quarantine, release, store
+from infra.database.tables import (
+    Base,
+    Candidate,
+    Dataset,
+    DatasetItem,
+    Interaction,
+    Quarantine,
+    Scorecard,
+    Student,
+    Verdict,
+    now,
+)
+from tasks import retention
 from tasks.cases import Window
+from tasks.evaluate import candidates_of
+from tasks.ingest import workloads
+from tests.tasks.sources.test_jsonl import record
 
-TRAFFIC = ("interaction", "feedback", "quarantine", "dataset_item")
-
-
-def plan(db: Session, query: Any) -> str:
-    """How the database would run a query, with its values in it."""
-    said = query.compile(db.get_bind(), compile_kwargs={"literal_binds": True})
-    if db.get_bind().dialect.name == "sqlite":
-        return "\n".join(str(row[-1]) for row in db.execute(text(f"EXPLAIN QUERY PLAN {_plain(said)}")))
-    db.execute(text("SET LOCAL enable_seqscan = off"))  # a table of a page would be scanned whatever its indexes
-    return "\n".join(str(row[0]) for row in db.execute(text(f"EXPLAIN {_plain(said)}")))
+MANY = 6000
+AT = datetime(2026, 9, 1, tzinfo=UTC)
+MADE: dict[str, Any] = {"spec": {}, "created": now()}
 
 
-def _plain(said: Any) -> str:
-    return str(said).replace(":", r"\:").replace("%%", "%")
+def name(n: int) -> str:
+    return f"{n:064x}"
 
 
-def queries(db: Session) -> dict[str, Any]:
-    ids = [f"r{n}" for n in range(50)]
-    window = Window.latest("w", 100)
-    return {
-        "which rows of a batch are there": select(Interaction.digest).where(
-            Interaction.source == "jsonl", among(db, Interaction.external_id, ids)
-        ),
-        "which feedback of a batch is there": select(Feedback.digest).where(
-            Feedback.source == "jsonl", among(db, Feedback.external_id, ids)
-        ),
-        "what was said of a page": select(Feedback.value).where(among(db, Feedback.record_id, ids)),
-        "a workload in order of time": window._ordered(db, select(Interaction.id)),
-        "what of a batch lies in quarantine": delete(Quarantine).where(
-            Quarantine.source == "jsonl", among(db, Quarantine.digest, ids)
-        ),
-        "which datasets hold an interaction": select(DatasetItem.dataset_id).where(
-            among(db, DatasetItem.interaction_id, [1, 2, 3])
-        ),
-        "what a dataset holds": select(DatasetItem.split).where(DatasetItem.dataset_id == "x"),
-        "a row by its number": select(Interaction.workload).where(Interaction.id == 3),
-        "an opinion by its number": select(Feedback.kind).where(Feedback.id == 3),
-        "a refusal by its number": select(Quarantine.reason).where(Quarantine.id == 3),
-    }
+def row(n: int) -> Any:
+    said = {**record(n), "workload_id": f"w{n % 20}", "timestamp": 1756684800 + n}
+    return interaction(said, source=("jsonl", "otel")[n % 2], at=AT)
+
+
+def opinion(n: int) -> Any:
+    said = {"id": f"f{n}", "record_id": str(n), "kind": "thumb", "value": 1}
+    return feedback(said, source="jsonl", at=AT + timedelta(seconds=n))
+
+
+def bad(n: int) -> Quarantine:
+    return Quarantine(source=("jsonl", "otel")[n % 2], position=f"a:{n}", digest=name(n), raw=b"?", reason="no JSON")
 
 
 @pytest.fixture
-def traffic(database: str) -> str:
-    records: list[dict[str, Any]] = []
-    for n in range(2000):
-        request = {"messages": [{"role": "user", "content": f"where is {n}"}]}
-        answer = {"choices": [{"message": {"role": "assistant", "content": "here"}}]}
-        records.append({"id": f"r{n}", "timestamp": 1_756_000_000 + n, "workload_id": f"w{n % 9 or ''}"})
-        records[-1] |= {"request": request, "response": answer}
-        records.append({"record_id": f"r{n}", "kind": "thumb", "value": 1})
+def filled(database: str) -> str:
+    """Some thousands of rows in every table, and their statistics."""
+    some = range(2000)
     with session() as db:
-        store(db, [parse(record, source="jsonl", at=now()) for record in records])
-        for name in ("a", "b", "c"):
-            db.add(Dataset(id=name, workload="w", path="", report={}, spec={}))
-            db.flush()
-            numbers = db.scalars(select(Interaction.id)).all()
-            db.add_all(DatasetItem(dataset_id=name, interaction_id=number, split="train") for number in numbers)
+        store(db, [row(n) for n in range(MANY)] + [opinion(n) for n in range(MANY)])
+        quarantine(db, [bad(n) for n in range(MANY)])
+        for n in some:
+            move_cursor(db, f"jsonl:{n}", {"rows": n})
+        ids = list(db.scalars(select(Interaction.id)))
+        rows: dict[type[Base], list[dict[str, Any]]] = {
+            Dataset: [{"id": name(n), "workload": f"w{n}", "path": "", "report": {}} for n in some],
+            Student: [{"id": name(n), "dataset_id": name(n), "path": "", "report": {}} for n in some],
+            Candidate: [
+                {
+                    "id": name(n), "student_id": name(n), "name": "", "format": "", "path": "", "artifact_hash": "",
+                    "size": 1,
+                }
+                for n in some
+            ],
+            Scorecard: [
+                {"id": name(n), "dataset_id": name(n), "subject": "", "path": "", "metrics": {}} for n in some
+            ],
+            Verdict: [
+                {
+                    "id": name(n), "workload": f"w{n}", "dataset_id": name(n), "candidate_id": name(n), "reference": "",
+                    "outcome": "reject", "reasons": {},
+                }
+                for n in some
+            ],
+        }  # fmt: skip
+        for table, made in rows.items():
+            db.execute(insert(table), [{**MADE, **one} for one in made])
+        items = [
+            {"dataset_id": name(n % 50), "interaction_id": number, "split": "train"} for n, number in enumerate(ids)
+        ]
+        db.execute(insert(DatasetItem), items)
     with opened(database).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))
     return database
 
 
-def test_each_query_uses_an_index_and_each_index_is_used(traffic: str) -> None:
-    used: set[str] = set()
-    with session() as db:
-        for name, query in queries(db).items():
-            told = plan(db, query)
-            tables = [table for table in TRAFFIC if re.search(rf"(?:SCAN|Seq Scan on) {table}\b(?! USING)", told)]
-            assert not tables, f"{name} scans {tables}:\n{told}"
-            used.update(re.findall(r"\b(?:ix|uq|pk)_\w+", told))
-            if re.search(r"USING (?:COVERING )?INDEX sqlite_autoindex_(\w+?)_\d", told):
-                used.update(f"auto:{match}" for match in re.findall(r"sqlite_autoindex_(\w+?)_\d", told))
-        there = inspect(db.connection())
-        for table in TRAFFIC:
-            known = {index["name"] for index in there.get_indexes(table)}
-            unused = {name for name in known if name not in used and f"auto:{table}" not in used}
-            assert not unused, f"no query uses {unused} of {table}; used are {used}"
+def lookups() -> dict[str, Callable[[], object]]:
+    """What the code asks, a page or a batch of it."""
+
+    def storing(rows: list[Any]) -> None:
+        with session() as db:
+            store(db, rows)
+
+    def keeping() -> None:
+        with session() as db:
+            quarantine(db, [bad(n) for n in range(10)])
+
+    def releasing() -> None:
+        with session() as db:
+            release(db, "jsonl", [name(n) for n in range(0, 20, 2)])
+
+    def reading(query: Any) -> None:
+        with session(write=False) as db:
+            db.execute(query).all()
+
+    return {
+        "are interactions there": lambda: storing([row(n) for n in range(10)]),
+        "is feedback there": lambda: storing([opinion(n) for n in range(10)]),
+        "traffic in order of time": lambda: next(Window.latest("w3", 50).pages()),
+        "which workloads": workloads,
+        "into quarantine": keeping,
+        "out of quarantine": releasing,
+        "what goes of a workload": lambda: next(retention.interactions("w3", AT)),
+        "candidates": lambda: candidates_of(name(3)),
+        "scorecards": lambda: reading(select(Scorecard).where(Scorecard.dataset_id == name(3))),
+        "the newest dataset": lambda: reading(select(Dataset.id).where(Dataset.workload == "w3")),
+    }
 
 
-def test_every_table_of_traffic_is_looked_at() -> None:
-    assert set(TRAFFIC) <= set(Base.metadata.tables)
+Place = tuple[str, tuple[str, ...]]  # a table and the columns of an index of it
 
 
-def test_a_page_is_read_without_sorting_all(traffic: str) -> None:
-    with session() as db:
-        query: Select[Any] = Window.latest("w1", 100)._ordered(db, select(Interaction.id))
-        told = plan(db, query)
-    assert "ix_interaction_workload_at" in told
-    assert "ORDER BY" not in told or "FOR RIGHT PART OF ORDER BY" in told or "FOR LAST" in told
+@contextmanager
+def statements(url: str) -> Iterator[list[tuple[str, Any]]]:
+    """What is sent to the database meanwhile."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, values: Any, _context: Any, many: bool) -> None:
+        if statement.startswith(("SELECT", "DELETE", "UPDATE", "INSERT INTO quarantine")):
+            sent.append((statement, values[0] if many else values))
+
+    event.listen(opened(url), "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(opened(url), "before_cursor_execute", note)
+
+
+def plan(url: str, statement: str, values: Any) -> tuple[set[str], set[Place]]:
+    """The tables that are read from end to end, and the indexes by which rows are found."""
+    with opened(url).connect() as connection:
+        if connection.dialect.name == "sqlite":
+            steps = [step[3] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)]
+            by = re.findall(r"(?:SEARCH|SCAN) (\w+) USING (?:COVERING )?INDEX (\w+)", "\n".join(steps))
+            found = {
+                (table, tuple(column[2] for column in connection.exec_driver_sql(f"PRAGMA index_info({index})")))
+                for table, index in by
+            }
+            return {step.split()[1] for step in steps if step.startswith("SCAN ")}, found
+        told = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", values).scalar()
+        nodes = list(within(told[0]["Plan"]))
+        scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+        names = {node.get("Index Name") for node in nodes} | {
+            index for node in nodes for index in node.get("Conflict Arbiter Indexes", ())
+        }
+        return scanned, {place for index, place in INDEXES.items() if index in names}
+
+
+def within(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for inner in node.get("Plans", ()):
+        yield from within(inner)
+
+
+INDEXES: dict[str, Place] = {
+    str(index.name): (table.name, tuple(column.name for column in index.columns))
+    for table in Base.metadata.sorted_tables
+    for index in (*table.indexes, *(one for one in table.constraints if isinstance(one, UniqueConstraint)))
+}
+
+
+def test_every_query_finds_its_rows_by_an_index_and_every_index_is_used(filled: str) -> None:
+    used: set[Place] = set()
+    for what, ask in lookups().items():
+        with statements(filled) as sent:
+            ask()
+        assert sent, what
+        for statement, values in sent:
+            scanned, found = plan(filled, statement, values)
+            full = scanned & Base.metadata.tables.keys() - {"forgotten"}  # empty until someone is forgotten
+            assert not full, (what, statement)
+            used |= found
+    assert set(INDEXES.values()) - used == set()
