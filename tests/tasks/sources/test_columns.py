@@ -94,7 +94,7 @@ def test_a_table_of_feedback_has_a_column_for_the_value_or_one_for_each_kind() -
         ({"prompt": {"a": 1}, "answer": "a"}, "a column of JSON is `messages`"),
         ({"messages": "hello", "answer": "a"}, "columns of plain text are `prompt` and `answer`"),
         ({"messages": {"a": 1}, "answer": "a"}, "messages is an object, not a list"),
-        ({"record_id": 1, "thumb": 0}, "a thumb's value is 0, which may mean down or none"),
+        ({"record_id": 1, "thumb": 0}, "a thumb is 0, which may mean down or none"),
         ({"record_id": 1, "kind": "rating"}, "no value"),
         ({"id": 1}, "neither a call"),
     ],
