@@ -275,6 +275,27 @@ def test_a_disk_that_fills_up_in_the_middle_is_one_line_and_the_ingest_goes_on_l
         assert state() == resumed
 
 
+def test_a_postgresql_whose_disk_is_full_is_one_line(postgres: str, tmp_path: Path) -> None:
+    """Its disk is not ours to fill: a trigger says what the server would, in the midst of a batch."""
+    (tmp_path / "a.jsonl").write_bytes(text(*range(2000)))
+    source = JSONL((str(tmp_path / "a.jsonl"),))
+    full = (
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
+        "'could not extend file \"base/1/2\": No space left on device' USING ERRCODE = '53100'; END $$"
+    )
+    when = "BEFORE INSERT ON interaction FOR EACH ROW WHEN (NEW.external_id = '1500') EXECUTE FUNCTION full_disk()"
+    with living_in(tmp_path / "home", TEACHER="", DATABASE=new_database(postgres)):
+        with session() as db:
+            db.connection().exec_driver_sql(full)
+            db.connection().exec_driver_sql(f"CREATE TRIGGER fills {when}")
+        with pytest.raises(SetupError, match=r"disk full: .*No space left on device") as said:
+            ingest(source)
+        assert "\n" not in str(said.value) and count(Interaction) == 1000
+        with session() as db:
+            db.connection().exec_driver_sql("DROP TRIGGER fills ON interaction")
+        assert ingest(source)["interactions"] == 1000
+
+
 APPENDER = (
     "import random, sys, time\n"
     "chance, content = random.Random(3), open(sys.argv[2], 'rb').read()\n"
