@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from infra.privacy.redaction import redactor
+from infra.privacy.redaction import TOKEN, redactor
 
 Message = dict[str, Any]
 
@@ -43,12 +43,17 @@ class Prefix:
         """sha256 of canonical JSON: key order and whitespace of the schemas do not matter, the tools' order does."""
         return hashlib.sha256(json.dumps([self.system, self.tools], sort_keys=True).encode()).hexdigest()
 
+    @cached_property
+    def is_redacted(self) -> bool:
+        """Whether a token of redaction is in it: no other prefix can be what a request is redacted to."""
+        return TOKEN.search(json.dumps(self.to_json())) is not None
+
     def strip(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None
     ) -> tuple[list[Message], list[dict[str, Any]] | None] | None:
         """Messages and tools without this prefix, or None where the request begins with another."""
         mine = Prefix.of({"messages": messages, "tools": tools})
-        if mine != self and redactor().value(mine.to_json()) != self.to_json():
+        if mine != self and not (self.is_redacted and redactor().value(mine.to_json()) == self.to_json()):
             return None
         return list(messages[1:] if self.system is not None else messages), None
 

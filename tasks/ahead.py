@@ -1,6 +1,6 @@
 """A large file is read ahead: one process finds and understands its records while another stores them.
 
-Understanding a record takes as long as storing it, so this nearly halves the time where a second core is idle. The
+Understanding a record takes about as long as storing it, and where a second core is idle both go on at once. The
 process is one of ours with the same settings; batches come over a pipe, which holds it back when it is a batch ahead,
 and whose end is also its own: it goes when the one that stores is gone, however that came about.
 """

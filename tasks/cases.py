@@ -15,6 +15,7 @@ from infra.database.session import session
 from infra.database.tables import Feedback, Interaction
 from infra.registry import is_student
 from infra.settings import SetupError
+from tasks.ingest import workloads_of
 from tasks.policy import Judgement, meaning, of_conversation
 from tasks.similarity import number_of
 
@@ -155,6 +156,6 @@ def _listen(db: Session, page: list[Case]) -> None:
 
 
 def _unknown(db: Session, workload: str) -> SetupError:
-    known = list(db.scalars(select(Interaction.workload).distinct().order_by(Interaction.workload)))
+    known = list(workloads_of(db))
     names = ", ".join(known[:20]) or "none yet: read some traffic with `flywheel ingest jsonl PATH`"
     return SetupError(f"workload {workload!r} has no traffic; known are {names}")

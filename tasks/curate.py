@@ -11,7 +11,7 @@ numbers about them. The rules about feedback are in `policy.py`, near duplicates
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -38,6 +38,7 @@ from tasks.teachers import teacher_for
 __all__ = ["CurateSpec", "Dataset", "curate", "load"]
 
 Progress = Callable[[int, int, str], None]
+Read = tuple[list[dict[str, Any]], list[dict[str, Any]] | None]
 SHARED_BY = 0.95  # of a workload's requests begin with the prefix that is baked
 SAMPLE = 4000  # requests by which the template is known
 PREFIXES = 1000  # a prefix that nearly all share is among the first of them
@@ -86,8 +87,9 @@ def curate(
     with NearDuplicates(spec.near_duplicate, shared) as near:
         for page in window.pages():
             for case in page:
-                near.add(spoken(case.request, prefix))
-                ledger.enter(case, complete(case, prefix))
+                read = read_of(case.request, prefix)
+                near.add(spoken(read[0] if read else case.request["messages"]))
+                ledger.enter(case, complete(case, read))
             if progress:
                 progress(len(ledger), spec.max_rows, "curate")
         clusters = near.clusters(progress)
@@ -133,7 +135,7 @@ def survey(window: Window, spec: CurateSpec) -> tuple[Prefix | None, float, Hash
     baked = found.get(fingerprint) if spec.bake and n >= SHARED_BY * total else None
     if baked and baked.system is None and not baked.tools:
         baked = None
-    return baked, n / total if spec.bake else 0.0, template(spoken(request, baked) for request in sample)
+    return baked, n / total if spec.bake else 0.0, template(asked(request, baked) for request in sample)
 
 
 def held_out_before(workload: str) -> list[int]:
@@ -148,11 +150,21 @@ def held_out_before(workload: str) -> list[int]:
         )
 
 
-def spoken(request: dict[str, Any], prefix: Prefix | None) -> str:
-    """What a request says after the prefix, as text."""
-    messages = request["messages"]
-    stripped = prefix.strip(messages, request.get("tools")) if prefix else None
-    return "\n".join(_words(message) for message in (stripped[0] if stripped else messages))
+def read_of(request: dict[str, Any], prefix: Prefix | None) -> Read | None:
+    """Messages and tools as the student reads them; None where the request begins with another prefix."""
+    messages, tools = request["messages"], request.get("tools")
+    return prefix.strip(messages, tools) if prefix else (messages, tools or None)
+
+
+def asked(request: dict[str, Any], prefix: Prefix | None) -> str:
+    """What a request says after the prefix, as text; all of it where it begins with another."""
+    read = read_of(request, prefix)
+    return spoken(read[0] if read else request["messages"])
+
+
+def spoken(messages: Sequence[dict[str, Any]]) -> str:
+    """What messages say, as text."""
+    return "\n".join(_words(message) for message in messages)
 
 
 def _words(message: dict[str, Any]) -> str:
@@ -161,14 +173,11 @@ def _words(message: dict[str, Any]) -> str:
     return " ".join(part for part in said if part)
 
 
-def complete(case: Case, prefix: Prefix | None) -> Fault:
+def complete(case: Case, read: Read | None) -> Fault:
     """Give a case what the student reads of it; why there is none."""
-    messages, tools = case.request["messages"], case.request.get("tools") or None
-    if prefix:
-        read = prefix.strip(messages, case.request.get("tools"))
-        if read is None:
-            return "another prefix than the baked one"
-        messages, tools = read
+    if read is None:
+        return "another prefix than the baked one"
+    messages, tools = read
     texts = [text_of(message.get("content")) for message in messages]
     if any(text is None and message.get("content") is not None for text, message in zip(texts, messages, strict=True)):
         return "a request that is not only text"
@@ -209,7 +218,7 @@ class Chosen:
                 (case, place) for case, place in zip(page, places, strict=True) if place is not None and where[place]
             ]
             for case, place in mine:
-                complete(case, self.prefix)
+                complete(case, read_of(case.request, self.prefix))
                 case.judgement = self.judgements.get(place, NOTHING)
                 self.relabeller.decide(case)
             self.relabeller.ask([case for case, _ in mine])
@@ -225,8 +234,7 @@ class Chosen:
         self.rules[case.judgement.rule] += 1
         self.origins[case.origin] += 1
         self.kept.add(cluster)
-        asked = [case.request["messages"], case.request.get("tools")]
-        self.characters["whole"] += len(to_column(asked))
+        self.characters["whole"] += len(to_column([case.request["messages"], case.request.get("tools")]))
         self.characters["read"] += len(to_column([case.messages, case.tools]))
 
     def report(self, left_out: Counter[str], share: float) -> dict[str, Any]:

@@ -78,8 +78,7 @@ def ingest(
 
 @contextlib.contextmanager
 def frozen() -> Iterator[None]:
-    """Spare the garbage collector what is there already: millions of new objects make it walk the old ones again and
-    again, which took a third of an ingest."""
+    """Spare the garbage collector what is there already, which millions of new objects make it walk again and again."""
     gc.freeze()
     try:
         yield
@@ -129,6 +128,7 @@ def write(
     """Store a batch and move the cursor, in one transaction; how many went to quarantine.
 
     Args:
+        halves: Lines of this kind of source that were half written when they were read.
         counts, workloads, problems: The report, which is added to.
         bad: Rows of this part that went to quarantine before.
     """

@@ -177,7 +177,7 @@ def waiting(db: Session) -> int:
 
 def sample(db: Session, name: str) -> dict[str, Any]:
     """What the latest interactions of a workload say of themselves: latency, failures, near duplicates."""
-    from tasks.curate import spoken
+    from tasks.curate import asked
     from tasks.similarity import clusters
 
     rows = db.execute(
@@ -189,7 +189,7 @@ def sample(db: Session, name: str) -> dict[str, Any]:
     prefixes = [Prefix.of(request) for request, _, _ in rows]
     often = Counter(prefix.fingerprint for prefix in prefixes).most_common(1)[0][0]
     shared = next(prefix for prefix in prefixes if prefix.fingerprint == often)
-    alike = clusters([spoken(request, shared) for request, _, _ in rows], NEAR)
+    alike = clusters([asked(request, shared) for request, _, _ in rows], NEAR)
     times = sorted(latency for _, _, latency in rows if latency is not None)
     ends = Counter((response.get("choices") or [{}])[0].get("finish_reason") for _, response, _ in rows)
     return {

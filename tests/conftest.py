@@ -142,6 +142,17 @@ def shared() -> Path:
     return SHARED / "data"
 
 
+@contextmanager
+def answering(server: ThreadingHTTPServer) -> Iterator[str]:
+    """A server that answers in a thread of its own; its address."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
 class Endpoint(BaseHTTPRequestHandler):
     """A teacher that always says the same, and notes what it was asked."""
 
@@ -163,11 +174,7 @@ class Endpoint(BaseHTTPRequestHandler):
 @pytest.fixture
 def endpoint() -> Iterator[type[Endpoint]]:
     """A teacher behind an OpenAI-compatible endpoint: its `url`, and what it was `asked`."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        Endpoint.asked.clear()
-        Endpoint.url = f"http://127.0.0.1:{server.server_port}/v1"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    Endpoint.asked.clear()
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)) as address:
+        Endpoint.url = f"{address}/v1"
         yield Endpoint
-        server.shutdown()
-        thread.join()

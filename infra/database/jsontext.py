@@ -1,7 +1,7 @@
 """JSON as it goes in and out: strict where it comes from outside, fast where there are a million of it.
 
 `orjson` reads and writes nearly all of it. What it refuses and Python's parser takes (half a surrogate pair, a byte
-order mark) is read and written by that one, ten times slower. Whole numbers beyond 64 bits come out as floats (RFC
+order mark) is read and written by that one. Whole numbers beyond 64 bits come out as floats (RFC
 8259, section 6, promises no more than 53 bits).
 """
 
@@ -25,7 +25,10 @@ def loads(raw: bytes) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
-        pass
+        return _by_python(raw)
+
+
+def _by_python(raw: bytes) -> Any:
     try:
         return json.loads(raw, parse_constant=_refuse, parse_float=_finite)
     except RecursionError as problem:

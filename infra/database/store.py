@@ -8,7 +8,7 @@ PostgreSQL its `COPY` waits, fails, is undone, and looks again.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from sqlalchemy import Dialect, Table, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -24,6 +24,16 @@ from infra.privacy.redaction import Redactor
 Outcome = Literal["stored", "duplicate", "conflict"]
 Fate = Literal["stored", "duplicate", "quarantined"]
 Key = tuple[str, str]
+
+
+class Record(NamedTuple):
+    """A record that came by itself, not from a part of a source: the plainest `Found`."""
+
+    where: str
+    raw: bytes
+    row: Row | None
+    reason: str
+    digest: str = ""
 
 
 class Found(Protocol):

@@ -7,21 +7,20 @@ lock, when every line that it has is in the database, as a row or in quarantine.
 """
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final
 
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from infra.database.jsontext import Rejected, loads
-from infra.database.records import Row, parse
+from infra.database.records import parse
 from infra.database.session import session
-from infra.database.store import Fate, accept
+from infra.database.store import Fate, Record, accept
 from infra.privacy.redaction import redactor
 from infra.settings import SetupError, settings
 
@@ -31,17 +30,7 @@ BATCH_ROWS = 200
 BATCH_BYTES = 16 << 20
 
 
-class Recorded(NamedTuple):
-    """A recorded line, and what it says; see `records.Found`."""
-
-    where: str
-    raw: bytes
-    digest: str
-    row: Row | None
-    reason: str
-
-
-def read(raw: bytes, where: str) -> Recorded:
+def read(raw: bytes, where: str) -> Record:
     """A line as the row that it is, or with the reason why it is none."""
     row, reason = None, ""
     try:
@@ -50,10 +39,10 @@ def read(raw: bytes, where: str) -> Recorded:
         reason = str(problem)
     except Exception as problem:  # a line that stops the reader would keep all behind it from the database
         reason = f"it cannot be understood: {type(problem).__name__}"
-    return Recorded(where, raw, hashlib.sha256(raw).hexdigest(), row, reason)
+    return Record(where, raw, row, reason)
 
 
-def put(found: Sequence[Recorded]) -> list[tuple[Fate, str]]:
+def put(found: Sequence[Record]) -> list[tuple[Fate, str]]:
     """Store what is new, in one transaction; what the database will not have goes to quarantine.
 
     Raises:
@@ -155,7 +144,7 @@ def drain(path: Path) -> int:
     return new
 
 
-def _stored(batch: Sequence[Recorded]) -> int:
+def _stored(batch: Sequence[Record]) -> int:
     return [fate for fate, _ in put(batch)].count("stored")
 
 

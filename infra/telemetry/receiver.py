@@ -7,7 +7,6 @@ that is no OTLP is refused with 400, which they drop; a database that is away is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ from google.protobuf.json_format import MessageToDict
 from sqlalchemy.exc import DBAPIError
 
 from infra.database.jsontext import Rejected, loads
-from infra.database.records import Row
 from infra.database.session import session
-from infra.database.store import accept
+from infra.database.store import Record, accept
 from infra.privacy.redaction import redactor
 from infra.settings import SetupError
 from infra.telemetry.genai import SOURCE, rows
@@ -29,17 +27,6 @@ LARGEST = 64 << 20
 CODES = {400: 3, 401: 16, 413: 3, 415: 3, 429: 8, 503: 14}  # HTTP status → google.rpc.Code
 UNKNOWN = 2
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
-
-
-@dataclass(frozen=True)
-class Received:
-    """A record of a request; see `records.Found`."""
-
-    where: str
-    raw: bytes
-    digest: str
-    row: Row | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -60,9 +47,7 @@ def receive(body: bytes, signal: Signal, content_type: str = PROTOBUF, encoding:
         body = _unpacked(body, encoding)
         document = loads(body) if kind == JSON else decode(body, signal)
         found = [
-            Received(
-                f"POST /v1/{signal}", parsed.raw, hashlib.sha256(parsed.raw).hexdigest(), parsed.row, parsed.reason
-            )
+            Record(f"POST /v1/{signal}", parsed.raw, parsed.row, parsed.reason)
             for parsed in rows(document, datetime.now(UTC))
         ]
     except Rejected as problem:

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from infra.gateway.app import create_app
-from tests.conftest import living_in
+from tests.conftest import answering, living_in
 from tests.infra.gateway.test_app import listening
 
 Script = Callable[["Teacher"], None]
@@ -93,13 +92,9 @@ def chunk(text: str | None = None, finish: str | None = None, index: int = 0, **
 @pytest.fixture(scope="session")
 def teacher() -> Iterator[type[Teacher]]:
     Teacher.scripts, Teacher.asked, Teacher.left = {}, [], []
-    with Server(("127.0.0.1", 0), Teacher) as server:
-        Teacher.url = f"http://127.0.0.1:{server.server_port}/v1"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
+    with answering(Server(("127.0.0.1", 0), Teacher)) as address:
+        Teacher.url = f"{address}/v1"
         yield Teacher
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="session")

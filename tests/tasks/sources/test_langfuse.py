@@ -5,7 +5,6 @@ real Langfuse (PostgreSQL, ClickHouse, Redis and S3) cannot run here.
 import base64
 import gzip
 import json
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +22,7 @@ from infra.settings import SetupError
 from tasks.ingest import ingest
 from tasks.policy import judge
 from tasks.sources.langfuse import Langfuse
-from tests.conftest import living_in
+from tests.conftest import answering, living_in
 from tests.infra.gateway.test_app import rows
 from tests.tasks.cases_of import cases_of
 
@@ -117,15 +116,12 @@ def langfuse(tmp_path: Path) -> Iterator[type[Server]]:
     Server.lists = {"observations": [], "scores": []}
     Server.answers, Server.asked = [], []
     Server.paths = {"/api/public/v2/observations": "observations", "/api/public/v3/scores": "scores"}
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        keys = {"LANGFUSE_PUBLIC_KEY": "pk", "LANGFUSE_SECRET_KEY": "sk"}
-        host = f"http://127.0.0.1:{server.server_port}"
-        with living_in(tmp_path / "home", TEACHER="", LANGFUSE_HOST=host, **keys):
-            yield Server
-        server.shutdown()
-        thread.join()
+    keys = {"LANGFUSE_PUBLIC_KEY": "pk", "LANGFUSE_SECRET_KEY": "sk"}
+    with (
+        answering(ThreadingHTTPServer(("127.0.0.1", 0), Server)) as host,
+        living_in(tmp_path / "home", TEACHER="", LANGFUSE_HOST=host, **keys),
+    ):
+        yield Server
 
 
 @pytest.fixture
