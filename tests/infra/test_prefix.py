@@ -1,6 +1,7 @@
 """Baking: what is stripped comes back, and another prefix is not mistaken for this one."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.prefix import Prefix, text_of
+from infra.privacy.redaction import redactor
 
 tools = st.lists(
     st.fixed_dictionaries(
@@ -76,3 +78,12 @@ def test_a_system_message_in_parts_is_its_text(role: str) -> None:
 
 def test_a_part_that_is_no_text_has_no_text() -> None:
     assert text_of([{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {}}]) is None
+
+
+def test_a_prefix_learned_from_redacted_records_is_that_of_the_requests_as_they_are_asked(home: Path) -> None:
+    asked = [{"role": "system", "content": "Complaints go to help@example.com."}, {"role": "user", "content": "Hi"}]
+    learned = Prefix.of({"messages": redactor().value(asked)})
+    assert learned.is_redacted and "help@" not in str(learned.system)
+    assert learned.strip(asked, None) == ([asked[1]], None)
+    other = [{"role": "system", "content": "Complaints go to other@example.com."}, asked[1]]
+    assert learned.strip(other, None) is None
