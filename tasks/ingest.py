@@ -5,8 +5,6 @@ a source with anything in quarantine is read from its start each time, so that a
 option) brings those records in.
 """
 
-import contextlib
-import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +19,10 @@ from infra.database.store import Fate, accept, move_cursor, release
 from infra.database.tables import Cursor, Interaction
 from infra.privacy.redaction import Redactor, redactor
 from infra.settings import SetupError
-from tasks.ahead import batches
+from tasks.ahead import Batch, batches, frozen
 from tasks.halves import Halves
 from tasks.sources import Source
-from tasks.sources.part import Entry, Part
+from tasks.sources.part import Part
 
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
@@ -59,10 +57,10 @@ def ingest(
             bad = 0
             if part.kind not in halves:
                 halves[part.kind] = Halves(part.kind)
-            for batch in batches(part, position_of(part)):
+            for batch in batches(part, position_of(part), chosen):
                 bad += write(part, batch, chosen, halves[part.kind], counts, workloads, problems, bad)
                 if progress:
-                    progress(read + min(batch[-1].done, part.size), total, "ingest")
+                    progress(read + min(batch.done, part.size), total, "ingest")
             counts.update(rows=part.skipped, duplicates=part.skipped)
             read += part.size
     understood = counts["rows"] - counts["quarantined"]
@@ -74,16 +72,6 @@ def ingest(
             f"the first because: {problems[0]}; `flywheel ingest --help` names the kinds of sources"
         )
     return {**counts, "workloads": sorted(workloads), "files": len(parts), "problems": problems}
-
-
-@contextlib.contextmanager
-def frozen() -> Iterator[None]:
-    """Spare the garbage collector what is there already, which millions of new objects make it walk again and again."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _named(parts: Sequence[Part]) -> str:
@@ -117,7 +105,7 @@ def patiently(transaction: Callable[[], T]) -> T:
 
 def write(
     part: Part,
-    batch: list[Entry],
+    batch: Batch,
     redact: Redactor,
     halves: Halves,
     counts: Counter[str],
@@ -135,22 +123,22 @@ def write(
 
     def transaction() -> list[tuple[Fate, str]]:
         with session() as db:
-            fates = accept(db, part.kind, batch, redact)
-            if completed := halves.completed(batch):
+            fates = accept(db, part.kind, batch.records, redact)
+            if completed := halves.completed(batch.records):
                 release(db, part.kind, completed)
-            if reached := [entry.position for entry in batch if entry.position]:
+            if batch.position:
                 quarantined = bad + sum(1 for _, reason in fates if reason)
-                move_cursor(db, part.cursor, {**reached[-1], "quarantined": quarantined, "path": part.label})
+                move_cursor(db, part.cursor, {**batch.position, "quarantined": quarantined, "path": part.label})
         return fates
 
     fates = patiently(transaction)
-    refused = [(entry.where, reason) for entry, (_, reason) in zip(batch, fates, strict=True) if reason]
-    new = [entry.row for entry, (fate, _) in zip(batch, fates, strict=True) if fate == "stored"]
+    refused = [(entry.where, reason) for entry, (_, reason) in zip(batch.records, fates, strict=True) if reason]
+    new = [entry.row for entry, (fate, _) in zip(batch.records, fates, strict=True) if fate == "stored"]
     fresh = [row for row in new if isinstance(row, InteractionRow)]
     workloads.update(row.workload for row in fresh)
     problems += [f"{where}: {reason}" for where, reason in refused][: max(0, 5 - len(problems))]
     counts.update(
-        rows=len(batch), interactions=len(fresh), feedback=len(new) - len(fresh), quarantined=len(refused),
+        rows=len(batch.records), interactions=len(fresh), feedback=len(new) - len(fresh), quarantined=len(refused),
         duplicates=[fate for fate, _ in fates].count("duplicate"),
     )  # fmt: skip
     return len(refused)

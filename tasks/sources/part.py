@@ -16,7 +16,7 @@ class Entry(NamedTuple):
     Attributes:
         where: Its place: file and line, id of a trace, number of a row.
         raw: Its bytes; of one that is too long the first.
-        digest: sha256 of all its bytes.
+        digest: sha256 of all its bytes, or of what of them stays the same; empty where that is `raw`.
         row: What it says.
         reason: Why it cannot be understood; empty where it can.
         position: The cursor after it, as JSON; None where what it was cut from (a line, a page) has more to come.
