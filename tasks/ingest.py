@@ -8,6 +8,7 @@ option) brings those records in.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import func, select
@@ -26,6 +27,7 @@ from tasks.sources.part import Part
 
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
+COUNTED = ("rows", "interactions", "feedback", "duplicates", "quarantined")
 PAUSES = (0.5, 1, 2, 4, 8)  # seconds; PostgreSQL is back from a restart by then
 
 
@@ -47,10 +49,9 @@ def ingest(
     """
     chosen = redactor(redact)
     parts = source.parts()
-    total, read = sum(part.size for part in parts), 0
-    counts: Counter[str] = Counter(rows=0, interactions=0, feedback=0, duplicates=0, quarantined=0)
-    workloads: set[str] = set()
-    problems: list[str] = []
+    sizes = [part.size for part in parts]
+    total, read = sum(size or 0 for size in sizes) if None not in sizes else 0, 0
+    report = Report()
     halves: dict[str, Halves] = {}
     with frozen():
         for part in parts:
@@ -58,11 +59,14 @@ def ingest(
             if part.kind not in halves:
                 halves[part.kind] = Halves(part.kind)
             for batch in batches(part, position_of(part), chosen):
-                bad += write(part, batch, chosen, halves[part.kind], counts, workloads, problems, bad)
-                if progress:
-                    progress(read + min(batch.done, part.size), total, "ingest")
-            counts.update(rows=part.skipped, duplicates=part.skipped)
-            read += part.size
+                bad += report.add(batch, write(part, batch, chosen, halves[part.kind], bad))
+                if progress and total:
+                    progress(read + min(batch.done, part.size or 0), total, "ingest")
+                elif progress:
+                    progress(report.counts["rows"], 0, "ingest, rows")
+            report.counts.update(rows=part.skipped, duplicates=part.skipped)
+            read += part.size or 0
+    counts, problems = report.counts, report.problems
     understood = counts["rows"] - counts["quarantined"]
     if not counts["rows"]:
         raise SetupError(f"no record in {_named(parts)}; give a file with at least one record")
@@ -71,7 +75,34 @@ def ingest(
             f"nothing in {_named(parts)} could be understood: all {counts['rows']} rows are kept in quarantine, "
             f"the first because: {problems[0]}; `flywheel ingest --help` names the kinds of sources"
         )
-    return {**counts, "workloads": sorted(workloads), "files": len(parts), "problems": problems}
+    return {**counts, "workloads": sorted(report.workloads), "files": len(parts), "problems": problems}
+
+
+@dataclass
+class Report:
+    """What became of the rows of a run.
+
+    Attributes:
+        workloads: Of the interactions that were new.
+        problems: The first reasons why a row went to quarantine, each with its place.
+    """
+
+    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED, 0)))
+    workloads: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, batch: Batch, fates: Sequence[tuple[Fate, str]]) -> int:
+        """Count a batch; how many of its rows went to quarantine."""
+        refused = [(entry.where, reason) for entry, (_, reason) in zip(batch.records, fates, strict=True) if reason]
+        new = [entry.row for entry, (fate, _) in zip(batch.records, fates, strict=True) if fate == "stored"]
+        fresh = [row for row in new if isinstance(row, InteractionRow)]
+        self.workloads.update(row.workload for row in fresh)
+        self.problems += [f"{where}: {reason}" for where, reason in refused][: max(0, 5 - len(self.problems))]
+        self.counts.update(
+            rows=len(fates), interactions=len(fresh), feedback=len(new) - len(fresh), quarantined=len(refused),
+            duplicates=[fate for fate, _ in fates].count("duplicate"),
+        )  # fmt: skip
+        return len(refused)
 
 
 def _named(parts: Sequence[Part]) -> str:
@@ -103,21 +134,11 @@ def patiently(transaction: Callable[[], T]) -> T:
     return transaction()
 
 
-def write(
-    part: Part,
-    batch: Batch,
-    redact: Redactor,
-    halves: Halves,
-    counts: Counter[str],
-    workloads: set[str],
-    problems: list[str],
-    bad: int,
-) -> int:
-    """Store a batch and move the cursor, in one transaction; how many went to quarantine.
+def write(part: Part, batch: Batch, redact: Redactor, halves: Halves, bad: int) -> list[tuple[Fate, str]]:
+    """Store a batch and move the cursor, in one transaction; what became of each of its rows.
 
     Args:
         halves: Lines of this kind of source that were half written when they were read.
-        counts, workloads, problems: The report, which is added to.
         bad: Rows of this part that went to quarantine before.
     """
 
@@ -131,17 +152,7 @@ def write(
                 move_cursor(db, part.cursor, {**batch.position, "quarantined": quarantined, "path": part.label})
         return fates
 
-    fates = patiently(transaction)
-    refused = [(entry.where, reason) for entry, (_, reason) in zip(batch.records, fates, strict=True) if reason]
-    new = [entry.row for entry, (fate, _) in zip(batch.records, fates, strict=True) if fate == "stored"]
-    fresh = [row for row in new if isinstance(row, InteractionRow)]
-    workloads.update(row.workload for row in fresh)
-    problems += [f"{where}: {reason}" for where, reason in refused][: max(0, 5 - len(problems))]
-    counts.update(
-        rows=len(batch.records), interactions=len(fresh), feedback=len(new) - len(fresh), quarantined=len(refused),
-        duplicates=[fate for fate, _ in fates].count("duplicate"),
-    )  # fmt: skip
-    return len(refused)
+    return patiently(transaction)
 
 
 def workloads() -> list[str]:
