@@ -1,14 +1,15 @@
 """Ingest at volume, beside its floor (the same rows written by the driver alone), and curation of what it stored.
 
-    python bench/ingest.py [out] [--rows 100000 300000 1000000] [--databases sqlite] [--redact none]
+    python bench/ingest.py [out] [--rows 100000 300000 1000000] [--databases sqlite] [--redact none] [--no-curate]
 
 `out` (bench/out/ingest) holds the logs it writes: one line an interaction, about 2 kB each, of a made-up support desk:
 a system prompt that all share, one to three turns, order numbers, and in one of thirty an e-mail address or a phone
 number; every twentieth is followed by feedback. PostgreSQL is a private cluster, if the server's programs are
 installed, or what URL names (a server where databases may be created).
 
-Every figure is of a process of its own. Floor and ingest of one database run one after the other, so the ratios hold
-on a busy machine, the rates do not. Memory is the peak of the resident sets, imports and all.
+Every figure is of a process of its own, and is printed when there is one. Floor and ingest of one database run one
+after the other, so the ratios hold on a busy machine (its load is printed), the rates do not. Memory is the peak of the
+resident sets of all its processes, imports and all.
 """
 
 import argparse
@@ -251,6 +252,7 @@ def main() -> None:
     words.add_argument("--redact", nargs="+", default=["none", "all"])
     words.add_argument("--postgresql", default="")
     words.add_argument("--case", choices=list(CASES), help=argparse.SUPPRESS)
+    words.add_argument("--no-curate", action="store_true")
     given = words.parse_args()
     if given.case:
         figures = CASES[given.case](given.out)
@@ -260,38 +262,46 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     with cluster() as own:
         server = given.postgresql or own
-        print(f"{'database':<11}{'rows':>9} {'redact':<7}{'floor/s':>9}{'ingest/s':>9}{'ratio':>7}{'parse/s':>9}"
-              f"{'again':>8}{'memory':>9}{'bytes/row':>10}")  # fmt: skip
         for rows in given.rows:
             file = given.out / f"{rows}.jsonl"
             write(file, rows)
             parse = measured("parse", file, given.out)
+            tell("orjson", "parse", parse)
             for kind in given.databases if server else ["sqlite"]:
-                compare(kind, server, file, given.out / "home", parse, given.redact)
+                compare(kind, server, file, given.out / "home", parse, given.redact, not given.no_curate)
 
 
-def compare(kind: str, server: str, file: Path, folder: Path, parse: dict[str, Any], ways: list[str]) -> None:
-    """One line for each way to redact: the floor, ingest, and ingest again."""
+def compare(
+    kind: str, server: str, file: Path, folder: Path, parse: dict[str, Any], ways: list[str], curate: bool
+) -> None:
+    """The floor; for each way to redact, ingest and ingest again; and curation of what the first stored."""
     with new(kind, server, folder) as settings:
         least = measured("floor", file, folder, **settings)
+    tell(kind, "floor", least)
     for redact in ways:
         with new(kind, server, folder) as settings:
             first = measured("ingest", file, folder, REDACT=redact, **settings)
+            beside = f"{rate(first) / rate(least):.2f} of the floor, {rate(first) / rate(parse):.2f} of parsing"
+            held = size(kind, server, folder) / first["rows"]
+            tell(kind, f"ingest, redact {redact}", first, f"{beside}, {held:.0f} bytes a row")
             again = measured("ingest", file, folder, REDACT=redact, **settings)
-            held = size(kind, server, folder)
-            frozen = measured("curate", file, folder, TEACHER="", **settings) if redact == ways[0] else None
-        assert first["stored"] == first["rows"] == again["rows"] and not again["stored"]
-        rate, ground = (case["rows"] / case["seconds"] for case in (first, least))
-        print(
-            f"{kind:<11}{first['rows']:>9} {redact:<7}{ground:>9.0f}{rate:>9.0f}{rate / ground:>7.2f}"
-            f"{parse['rows'] / parse['seconds']:>9.0f}{first['seconds'] / again['seconds']:>7.1f}x"
-            f"{first['memory'] / 1e6:>6.0f} MB{held / first['rows']:>10.0f}", flush=True,
-        )  # fmt: skip
-        if frozen:
-            print(
-                f"{'':11}{frozen['rows']:>9} curate: {frozen['rows'] / frozen['seconds']:.0f} rows/s, "
-                f"{frozen['memory'] / 1e6:.0f} MB, {frozen['frozen']} rows to train on", flush=True,
-            )  # fmt: skip
+            tell(kind, "the same again", again, f"{first['seconds'] / again['seconds']:.1f} times as fast")
+            assert first["stored"] == first["rows"] == again["rows"] and not again["stored"]
+            if curate and redact == ways[0]:
+                frozen = measured("curate", file, folder, TEACHER="", **settings)
+                tell(kind, "curate", frozen, f"{frozen['frozen']} rows to train on")
+
+
+def rate(figures: dict[str, Any]) -> float:
+    return float(figures["rows"] / figures["seconds"])
+
+
+def tell(kind: str, case: str, figures: dict[str, Any], beside: str = "") -> None:
+    """A line of a measurement."""
+    print(
+        f"{figures['rows']:>9} rows  {kind:<11}{case:<20}{rate(figures):>8.0f} rows/s"
+        f"{figures['memory'] / 1e6:>6.0f} MB  load {os.getloadavg()[0]:.1f}  {beside}".rstrip(), flush=True,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

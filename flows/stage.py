@@ -7,6 +7,7 @@ the UI and in a new run alike.
 
 import functools
 import inspect
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -48,7 +49,10 @@ def in_flow_run() -> bool:
 
 
 class Bar:
-    """A progress bar on standard error for what takes over two seconds; plain lines where nobody can watch it move."""
+    """A progress bar on standard error for what takes over two seconds; plain lines where nobody can watch it move.
+
+    Where nobody knows the total, which is 0 then, it counts.
+    """
 
     def __init__(self) -> None:
         self.what = ""
@@ -67,12 +71,13 @@ class Bar:
             self._end()
             self.what, self.started, self.shown = what.split(",")[0], now, 0.0
         elapsed = now - self.started
-        if elapsed < 2 or (done < total and now - self.shown < (0.2 if self.moving else 15)):
+        if elapsed < 2 or (done < (total or math.inf) and now - self.shown < (0.2 if self.moving else 15)):
             return
         self.shown = now
-        filled = int(24 * done / max(1, total))
-        left = elapsed / max(1, done) * (total - done)
-        text = f"{what:<28} {'█' * filled}{'░' * (24 - filled)} {done}/{total} {elapsed:.0f}s, {left:.0f}s left"
+        text = f"{what:<28} {done} {elapsed:.0f}s"
+        if total:
+            filled, left = int(24 * done / total), elapsed / max(1, done) * (total - done)
+            text = f"{what:<28} {'█' * filled}{'░' * (24 - filled)} {done}/{total} {elapsed:.0f}s, {left:.0f}s left"
         sys.stderr.write(f"\r{text}\033[K" if self.moving else f"{text}\n")
         sys.stderr.flush()
 

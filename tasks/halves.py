@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from sqlalchemy import select
 
 from infra.database.session import session
+from infra.database.store import Found
 from infra.database.tables import Quarantine
 from tasks.sources.part import Entry
 
@@ -39,7 +40,7 @@ class Halves:
                 if said := SAYS.search(reason):
                     self.known.setdefault(_line(place), []).append((int(said[1]), digest))
 
-    def completed(self, batch: Iterable[Entry]) -> list[str]:
+    def completed(self, batch: Iterable[Found]) -> list[str]:
         """The digests of those whose whole lines are in a batch."""
         return [
             digest

@@ -5,11 +5,10 @@ a source with anything in quarantine is read from its start each time, so that a
 option) brings those records in.
 """
 
-import contextlib
-import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import func, select
@@ -21,13 +20,14 @@ from infra.database.store import Fate, accept, move_cursor, release
 from infra.database.tables import Cursor, Interaction
 from infra.privacy.redaction import Redactor, redactor
 from infra.settings import SetupError
-from tasks.ahead import batches
+from tasks.ahead import Batch, batches, frozen
 from tasks.halves import Halves
 from tasks.sources import Source
-from tasks.sources.part import Entry, Part
+from tasks.sources.part import Part
 
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
+COUNTED = ("rows", "interactions", "feedback", "duplicates", "quarantined")
 PAUSES = (0.5, 1, 2, 4, 8)  # seconds; PostgreSQL is back from a restart by then
 
 
@@ -49,22 +49,24 @@ def ingest(
     """
     chosen = redactor(redact)
     parts = source.parts()
-    total, read = sum(part.size for part in parts), 0
-    counts: Counter[str] = Counter(rows=0, interactions=0, feedback=0, duplicates=0, quarantined=0)
-    workloads: set[str] = set()
-    problems: list[str] = []
+    sizes = [part.size for part in parts]
+    total, read = sum(size or 0 for size in sizes) if None not in sizes else 0, 0
+    report = Report()
     halves: dict[str, Halves] = {}
     with frozen():
         for part in parts:
             bad = 0
             if part.kind not in halves:
                 halves[part.kind] = Halves(part.kind)
-            for batch in batches(part, position_of(part)):
-                bad += write(part, batch, chosen, halves[part.kind], counts, workloads, problems, bad)
-                if progress:
-                    progress(read + min(batch[-1].done, part.size), total, "ingest")
-            counts.update(rows=part.skipped, duplicates=part.skipped)
-            read += part.size
+            for batch in batches(part, position_of(part), chosen):
+                bad += report.add(batch, write(part, batch, chosen, halves[part.kind], bad))
+                if progress and total:
+                    progress(read + min(batch.done, part.size or 0), total, "ingest")
+                elif progress:
+                    progress(report.counts["rows"], 0, "ingest, rows")
+            report.counts.update(rows=part.skipped, duplicates=part.skipped)
+            read += part.size or 0
+    counts, problems = report.counts, report.problems
     understood = counts["rows"] - counts["quarantined"]
     if not counts["rows"]:
         raise SetupError(f"no record in {_named(parts)}; give a file with at least one record")
@@ -73,17 +75,34 @@ def ingest(
             f"nothing in {_named(parts)} could be understood: all {counts['rows']} rows are kept in quarantine, "
             f"the first because: {problems[0]}; `flywheel ingest --help` names the kinds of sources"
         )
-    return {**counts, "workloads": sorted(workloads), "files": len(parts), "problems": problems}
+    return {**counts, "workloads": sorted(report.workloads), "files": len(parts), "problems": problems}
 
 
-@contextlib.contextmanager
-def frozen() -> Iterator[None]:
-    """Spare the garbage collector what is there already, which millions of new objects make it walk again and again."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+@dataclass
+class Report:
+    """What became of the rows of a run.
+
+    Attributes:
+        workloads: Of the interactions that were new.
+        problems: The first reasons why a row went to quarantine, each with its place.
+    """
+
+    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED, 0)))
+    workloads: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, batch: Batch, fates: Sequence[tuple[Fate, str]]) -> int:
+        """Count a batch; how many of its rows went to quarantine."""
+        refused = [(entry.where, reason) for entry, (_, reason) in zip(batch.records, fates, strict=True) if reason]
+        new = [entry.row for entry, (fate, _) in zip(batch.records, fates, strict=True) if fate == "stored"]
+        fresh = [row for row in new if isinstance(row, InteractionRow)]
+        self.workloads.update(row.workload for row in fresh)
+        self.problems += [f"{where}: {reason}" for where, reason in refused][: max(0, 5 - len(self.problems))]
+        self.counts.update(
+            rows=len(fates), interactions=len(fresh), feedback=len(new) - len(fresh), quarantined=len(refused),
+            duplicates=[fate for fate, _ in fates].count("duplicate"),
+        )  # fmt: skip
+        return len(refused)
 
 
 def _named(parts: Sequence[Part]) -> str:
@@ -115,45 +134,25 @@ def patiently(transaction: Callable[[], T]) -> T:
     return transaction()
 
 
-def write(
-    part: Part,
-    batch: list[Entry],
-    redact: Redactor,
-    halves: Halves,
-    counts: Counter[str],
-    workloads: set[str],
-    problems: list[str],
-    bad: int,
-) -> int:
-    """Store a batch and move the cursor, in one transaction; how many went to quarantine.
+def write(part: Part, batch: Batch, redact: Redactor, halves: Halves, bad: int) -> list[tuple[Fate, str]]:
+    """Store a batch and move the cursor, in one transaction; what became of each of its rows.
 
     Args:
         halves: Lines of this kind of source that were half written when they were read.
-        counts, workloads, problems: The report, which is added to.
         bad: Rows of this part that went to quarantine before.
     """
 
     def transaction() -> list[tuple[Fate, str]]:
         with session() as db:
-            fates = accept(db, part.kind, batch, redact)
-            if completed := halves.completed(batch):
+            fates = accept(db, part.kind, batch.records, redact)
+            if completed := halves.completed(batch.records):
                 release(db, part.kind, completed)
-            if reached := [entry.position for entry in batch if entry.position]:
+            if batch.position:
                 quarantined = bad + sum(1 for _, reason in fates if reason)
-                move_cursor(db, part.cursor, {**reached[-1], "quarantined": quarantined, "path": part.label})
+                move_cursor(db, part.cursor, {**batch.position, "quarantined": quarantined, "path": part.label})
         return fates
 
-    fates = patiently(transaction)
-    refused = [(entry.where, reason) for entry, (_, reason) in zip(batch, fates, strict=True) if reason]
-    new = [entry.row for entry, (fate, _) in zip(batch, fates, strict=True) if fate == "stored"]
-    fresh = [row for row in new if isinstance(row, InteractionRow)]
-    workloads.update(row.workload for row in fresh)
-    problems += [f"{where}: {reason}" for where, reason in refused][: max(0, 5 - len(problems))]
-    counts.update(
-        rows=len(batch), interactions=len(fresh), feedback=len(new) - len(fresh), quarantined=len(refused),
-        duplicates=[fate for fate, _ in fates].count("duplicate"),
-    )  # fmt: skip
-    return len(refused)
+    return patiently(transaction)
 
 
 def workloads() -> list[str]:

@@ -59,8 +59,8 @@ def dumps(value: Any, sort_keys: bool = False) -> bytes:
 
 
 def to_column(value: Any) -> str:
-    """What a JSON column holds of a value."""
-    return dumps(value).decode()
+    """What a JSON column holds of a value; bytes are JSON that is written already."""
+    return (value if isinstance(value, bytes) else dumps(value)).decode()
 
 
 def from_column(text: str) -> Any:

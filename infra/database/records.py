@@ -19,7 +19,10 @@ LONGEST_NAME = 512  # PostgreSQL indexes no more than 2,700 bytes
 
 
 class InteractionRow(NamedTuple):
-    """A row of `tables.Interaction` before it is stored; a million of them are made faster than mapped objects."""
+    """A row of `tables.Interaction` before it is stored; a million of them are made faster than mapped objects.
+
+    Request and response are bytes where their JSON is written: that row is ready to be stored (`store.ready`).
+    """
 
     source: str
     external_id: str
@@ -28,8 +31,8 @@ class InteractionRow(NamedTuple):
     client: str | None
     at: datetime
     model: str | None
-    request: dict[str, Any]
-    response: dict[str, Any]
+    request: dict[str, Any] | bytes
+    response: dict[str, Any] | bytes
     prompt_tokens: int | None
     completion_tokens: int | None
     latency_ms: float | None
@@ -37,7 +40,7 @@ class InteractionRow(NamedTuple):
 
 
 class FeedbackRow(NamedTuple):
-    """A row of `tables.Feedback` before it is stored."""
+    """A row of `tables.Feedback` before it is stored; its value is bytes where that is JSON, as above."""
 
     source: str
     external_id: str

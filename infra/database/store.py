@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from infra.database.among import among
 from infra.database.forgotten import RAW, buried, forgotten, tombstone
+from infra.database.jsontext import Rejected, dumps
 from infra.database.records import FeedbackRow, InteractionRow, Row
 from infra.database.tables import Cursor, Feedback, Interaction, Quarantine, now
 from infra.privacy.redaction import Redactor
@@ -27,7 +28,7 @@ Key = tuple[str, str]
 
 
 class Record(NamedTuple):
-    """A record that came by itself, not from a part of a source: the plainest `Found`."""
+    """The plainest `Found`: a record that came by itself, not from a part of a source, or that is ready."""
 
     where: str
     raw: bytes
@@ -60,9 +61,10 @@ def accept(db: Session, source: str, found: Sequence[Found], redact: Redactor) -
     Returns what became of each record, in order, and of one that lies in quarantine why. One that was forgotten is a
     duplicate: it was here before, and nothing is stored.
     """
+    found = [ready(entry, redact) for entry in found]
     unread = {tombstone(RAW, _digest(entry)) for entry in found if entry.row is None}
     erased = buried(db, unread) if unread else {}
-    outcomes = iter(store(db, [redacted(entry.row, redact) for entry in found if entry.row is not None]))
+    outcomes = iter(store(db, [entry.row for entry in found if entry.row is not None]))
     fates: list[tuple[Fate, str]] = []
     kept: dict[str, Quarantine] = {}
     fine: list[Found] = []
@@ -88,14 +90,24 @@ def accept(db: Session, source: str, found: Sequence[Found], redact: Redactor) -
     return fates
 
 
-def redacted(row: Row, redact: Redactor) -> Row:
-    """What may be stored of a row; the same object where that is all of it."""
-    if isinstance(row, FeedbackRow):
-        value = redact.value(row.value)
-        return row if value is row.value else row._replace(value=value)
-    said = {"client": row.client, "conversation": row.conversation, "request": row.request, "response": row.response}
-    left = redact.value(said)
-    return row if left is said else row._replace(**left)
+def ready(entry: Found, redact: Redactor) -> Found:
+    """A record with what may be stored of its row, redacted and its JSON written; one that is ready stays as it is.
+
+    All of it needs no database, so that a process which reads ahead can do it for the one that stores.
+    """
+    row = entry.row
+    if row is None or isinstance(row.value if isinstance(row, FeedbackRow) else row.request, bytes):
+        return entry
+    try:
+        if isinstance(row, FeedbackRow):
+            row = row._replace(value=dumps(redact.value(row.value)))
+        else:
+            named = ("client", "conversation", "request", "response")
+            left = redact.value({name: getattr(row, name) for name in named})
+            row = row._replace(**{**left, "request": dumps(left["request"]), "response": dumps(left["response"])})
+    except Rejected as problem:
+        return Record(entry.where, entry.raw, None, str(problem), entry.digest)
+    return Record(entry.where, entry.raw, row, "", entry.digest)
 
 
 def _digest(entry: Found) -> str:
@@ -178,8 +190,9 @@ def _tuples(table: Table, rows: Sequence[Row], dialect: Dialect) -> tuple[list[s
     """Names of columns, and rows in their order as the driver takes them."""
     columns = [*(table.c[name] for name in rows[0]._fields), table.c.created]
     processors = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
-    makers = [(n, make) for n, make in enumerate(processors) if make is not None]
-    created, values = now(), []
+    created = now() if processors[-1] is None else processors[-1](now())
+    makers = [(n, make) for n, make in enumerate(processors[:-1]) if make is not None]
+    values = []
     for row in rows:
         made: list[Any] = [*row, created]
         for n, make in makers:

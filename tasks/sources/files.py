@@ -139,24 +139,27 @@ class LogFile:
             offset += line.size
             if not line.raw.strip() and not line.problem:
                 continue
-            where = f"{self.path}:{number}"
-            parsed = [Parsed(line.raw, None, line.problem)]
-            if not line.problem:
-                parsed = list(self.parse(line.raw, written))
-            reached = {"offset": offset, "line": number, "rows": rows + len(parsed), "digest": before.hexdigest()}
-            after = {**reached, "workload": self.spec.workload} if line.ended else None
+            where = f"{self.label}:{number}"
+            parsed = [Parsed(line.raw, None, line.problem)] if line.problem else list(self.parse(line.raw, written))
+            last = rows + len(parsed)
             for record in parsed:
                 rows += 1
                 same = record.raw is line.raw
                 digest = line.digest if same else hashlib.sha256(self.spec.identity(record.raw)).hexdigest()
-                last = after if rows == reached["rows"] else None
-                yield Entry(where, record.raw, digest, record.row, record.reason, last, file.tell())
+                after = None
+                if rows == last and line.ended:
+                    after = {
+                        "offset": offset, "line": number, "rows": rows, "digest": before.hexdigest(),
+                        "workload": self.spec.workload,
+                    }  # fmt: skip
+                yield Entry(where, record.raw, digest, record.row, record.reason, after, file.tell())
 
 
 class Line(NamedTuple):
     """A line without its newline: `size` bytes in the file with it, `ended` if it has one, `problem` if unreadable.
 
-    Files of other pieces than lines give those out as lines; `lines` is how many it really is.
+    Files of other pieces than lines give those out as lines; `lines` is how many it really is. `digest` is empty where
+    `raw` is all of it.
     """
 
     raw: bytes
@@ -206,12 +209,14 @@ def _blocks(stream: Any) -> Iterator[bytes | Exception]:
 
 def lines(stream: Any, before: Any) -> Iterator[Line]:
     """A `Cut`: lines in order; `before` takes in every byte of a line before the line is given out."""
-    kept, size, whole = bytearray(), 0, hashlib.sha256()
+    kept, size, longer = bytearray(), 0, None
     broken: Exception | None = None
 
     def line(ended: bool) -> Line:
-        problem = f"a line of {size} bytes is over {LONGEST_LINE}; its first are kept" if size > LONGEST_LINE else ""
-        return Line(bytes(kept), size + ended, whole.hexdigest(), ended, problem)
+        if longer is None:
+            return Line(bytes(kept), size + ended, "", ended, "")
+        problem = f"a line of {size} bytes is over {LONGEST_LINE}; its first are kept"
+        return Line(bytes(kept), size + ended, longer.hexdigest(), ended, problem)
 
     for block in _blocks(stream):
         if isinstance(block, Exception):
@@ -221,13 +226,16 @@ def lines(stream: Any, before: Any) -> Iterator[Line]:
         for piece, end in [(piece, True) for piece in ended] + [(rest, False)]:
             size += len(piece)
             kept += piece
-            if size > LONGEST_LINE:
+            if longer is not None:
+                longer.update(piece)
+            elif size > LONGEST_LINE:
+                longer = hashlib.sha256(kept)
+            if longer is not None:
                 del kept[KEPT_OF_LONGER:]
-            whole.update(piece)
             before.update(piece + b"\n" if end else piece)
             if end:
                 yield line(True)
-                kept, size, whole = bytearray(), 0, hashlib.sha256()
+                kept, size, longer = bytearray(), 0, None
     if broken is not None:
         yield Line(bytes(kept[:KEPT_OF_LONGER]), size, before.hexdigest(), False, _broken(broken))
     elif size:
@@ -248,7 +256,7 @@ def whole(stream: Any, before: Any) -> Iterator[Line]:
             yield Line(bytes(raw[:KEPT_OF_LONGER]), len(raw), before.hexdigest(), False, problem)
             return
     if raw:
-        yield Line(bytes(raw), len(raw), before.hexdigest(), True, "")
+        yield Line(bytes(raw), len(raw), "", True, "")
 
 
 def framed(stream: Any, before: Any) -> Iterator[Line]:
@@ -257,13 +265,13 @@ def framed(stream: Any, before: Any) -> Iterator[Line]:
         while head := stream.read(4):
             size = int.from_bytes(head, "big")
             if size > LONGEST_LINE:
-                yield Line(head, 4, hashlib.sha256(head).hexdigest(), False, _too_long("message", LONGEST_LINE))
+                yield Line(head, 4, "", False, _too_long("message", LONGEST_LINE))
                 return
             raw = stream.read(size)
             before.update(head + raw)
             short = len(head) < 4 or len(raw) < size
             problem = "the file breaks off within a message; what came before is stored" if short else ""
-            yield Line(raw, 4 + size, hashlib.sha256(raw).hexdigest(), not short, problem)
+            yield Line(raw, 4 + size, "", not short, problem)
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
         yield Line(b"", 0, before.hexdigest(), False, _broken(problem))
 

@@ -119,7 +119,7 @@ class Listed:
         self.cursor = f"{SOURCE}:{key[:32]}"
         self.kind: str = SOURCE
         self.label = f"{which} of {host}"
-        self.size = self.skipped = 0  # nobody counts them
+        self.size, self.skipped = None, 0  # nobody counts them
 
     def read(self, position: Mapping[str, Any] | None) -> Iterator[Entry]:
         """The records after `position`, those of `lookback` days before it, or the rest of a reading that broke off.

@@ -110,7 +110,7 @@ class Experiment:
         self.cursor = f"{SOURCE}:{key[:32]}"
         self.label = f"experiment {name!r} of {shown(spec.address)}"
         self.kind: str = SOURCE
-        self.size = self.skipped = 0  # nobody counts traces
+        self.size, self.skipped = None, 0  # nobody counts traces
 
     def read(self, position: Mapping[str, Any] | None) -> Iterator[Entry]:
         """The records of traces that began after `position`, and of `lookback` days before it.

@@ -16,7 +16,7 @@ class Entry(NamedTuple):
     Attributes:
         where: Its place: file and line, id of a trace, number of a row.
         raw: Its bytes; of one that is too long the first.
-        digest: sha256 of all its bytes.
+        digest: sha256 of all its bytes, or of what of them stays the same; empty where that is `raw`.
         row: What it says.
         reason: Why it cannot be understood; empty where it can.
         position: The cursor after it, as JSON; None where what it was cut from (a line, a page) has more to come.
@@ -39,15 +39,17 @@ class Part(Protocol):
         kind: Name of the kind of source, which makes the ids of its records unique.
         cursor: Key of its cursor, the same each time.
         label: What a person calls it: a path, an address; without passwords.
-        size: In bytes or rows, whatever `Entry.done` counts; 0 where nobody knows.
+        size: In bytes or rows, whatever `Entry.done` counts; None where nobody knows.
         skipped: After `read`: rows before the position that it went on from.
     """
 
     kind: str
     cursor: str
     label: str
-    size: int
     skipped: int
+
+    @property
+    def size(self) -> int | None: ...
 
     def read(self, position: Mapping[str, Any] | None) -> Iterator[Entry]:
         """The records after `position` (with the number of them in `quarantined`), or all where it says nothing here.

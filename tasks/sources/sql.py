@@ -101,7 +101,7 @@ class Query:
         asked = [self.url.set(password=None, query={}).render_as_string(), spec.query, dict(spec.columns)]
         key = json.dumps([*asked, spec.increasing], sort_keys=True)
         self.cursor = f"{spec.name}:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-        self.size = self.skipped = 0
+        self.size, self.skipped = None, 0
 
     def read(self, position: Mapping[str, Any] | None) -> Iterator[Entry]:
         """The records after `position`, or all.

@@ -15,7 +15,6 @@ stands within a stream. One that is open at the end of the file lies in quaranti
 when the file has grown and the rest is there. Those that were given up long ago wait in at most `LONGEST_OPEN` bytes.
 """
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -169,7 +168,7 @@ def _kept(held: list[Held], number: int, rest: bool, full: bool) -> set[Stream |
 def _block(held: list[Held], ended: bool) -> Line:
     raw = b"\n".join(each.raw for each in held)
     size = sum(each.size for each in held)
-    return Line(raw, size, hashlib.sha256(raw).hexdigest(), ended, "", len(held))
+    return Line(raw, size, "", ended, "", len(held))
 
 
 def taken_apart(block: bytes) -> Iterator[tuple[bytes, Stream | None]]:

@@ -1,6 +1,8 @@
 """Log files as they are found: huge lines, broken gzip, junk, and logs that grow."""
 
 import gzip
+import hashlib
+import io
 import json
 import random
 import tracemalloc
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.settings import SetupError
+from tasks.sources import files
 from tasks.sources.files import KEPT_OF_LONGER, LONGEST_LINE, Entry, lines
 from tasks.sources.jsonl import JSONL
 
@@ -159,18 +162,34 @@ def test_a_last_line_that_is_still_growing_is_not_passed(tmp_path: Path) -> None
     assert ids(entries(file, found[0].position)) == ["2"]
 
 
+class Slow(io.BytesIO):
+    """A stream that gives a few bytes at a time."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        super().__init__(content)
+        self.size = size
+
+    def read(self, _: int | None = -1, /) -> bytes:
+        return super().read(self.size)
+
+
 @given(st.lists(st.binary(max_size=20)), st.booleans(), st.integers(1, 7))
 def test_lines_are_those_of_the_file_however_it_is_cut_into_blocks(parts: list[bytes], ended: bool, size: int) -> None:
-    import hashlib
-    import io
-
-    class Slow(io.BytesIO):
-        def read(self, _: int | None = -1, /) -> bytes:
-            return super().read(size)
-
     whole = b"\n".join(parts) + (b"\n" if ended else b"")
-    found = list(lines(Slow(whole), before := hashlib.sha256()))
+    found = list(lines(Slow(whole, size), before := hashlib.sha256()))
     assert b"".join(line.raw + b"\n" * line.ended for line in found) == whole
     assert sum(line.size for line in found) == len(whole)
     assert before.hexdigest() == hashlib.sha256(whole).hexdigest()
-    assert [line.digest for line in found] == [hashlib.sha256(line.raw).hexdigest() for line in found]
+
+
+@given(st.lists(st.binary(max_size=20).map(lambda raw: raw.replace(b"\n", b"?")), min_size=1), st.integers(1, 7))
+def test_a_line_over_the_limit_is_cut_and_known_by_all_of_its_bytes(parts: list[bytes], size: int) -> None:
+    whole = b"\n".join(parts) + b"\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "LONGEST_LINE", 10)
+        patch.setattr(files, "KEPT_OF_LONGER", 3)
+        found = list(lines(Slow(whole, size), hashlib.sha256()))
+    for part, line in zip(parts, found, strict=True):
+        over = len(part) > 10
+        assert line.raw == (part[:3] if over else part) and bool(line.problem) == over
+        assert line.digest == (hashlib.sha256(part).hexdigest() if over else "")

@@ -165,6 +165,13 @@ def test_a_broken_run_goes_on_behind_what_it_stored(theirs: Engine) -> None:
     assert ids() == list(range(1, 2501))
 
 
+def test_progress_counts_rows_where_nobody_knows_how_many_there_are(theirs: Engine) -> None:
+    run(theirs, *_many(theirs, 2500))
+    steps: list[tuple[int, int, str]] = []
+    ingest(source(theirs, increasing="id"), progress=lambda *step: steps.append(step))
+    assert steps == [(rows, 0, "ingest, rows") for rows in (1000, 2000, 2500)]
+
+
 def _many(engine: Engine, rows: int) -> tuple[str]:
     if engine.dialect.name == "postgresql":
         numbers = f"SELECT g AS n FROM generate_series(1, {rows}) g"
