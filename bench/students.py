@@ -1,4 +1,4 @@
-"""Students on real questions, against what is true, by the wheel's own stages: ingest, curate, distill, quantize, serve.
+"""Students on real questions, against what is true, by the wheel's own stages from ingest to the engine that serves.
 
     python bench/students.py [--only classifier] [--seeds 3] [--home FOLDER]
 

@@ -58,6 +58,21 @@ def fitting(kind: str, candidates: Iterable[CandidateSpec]) -> list[CandidateSpe
     return [spec for spec in candidates if (spec.format == "onnx") == (kind == "classifier")]
 
 
+def kind_of(student_id: str) -> str:
+    """The kind of a student that was trained.
+
+    Raises:
+        SetupError: There is none.
+    """
+    from infra.database.session import session
+    from infra.database.tables import Student
+
+    with session(write=False) as db:
+        if student := db.get(Student, student_id):
+            return str(student.spec.get("name", "causal"))
+    raise SetupError(f"student {student_id!r} is unknown; `flywheel distill` makes one and prints its id")
+
+
 def quantize(
     student_id: str, spec: CandidateSpec, *, progress: Progress | None = None, flow_run_id: str | None = None
 ) -> dict[str, Any]:
@@ -75,9 +90,10 @@ def quantize(
     identity = json.dumps([student_id, asdict(spec)], sort_keys=True)
     candidate_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = settings().home / "candidates" / candidate_id
+    kind = kind_of(student_id)
     with session() as db:
         student = db.get_one(Student, student_id)
-        source, dataset_id, kind = Path(student.path), student.dataset_id, student.spec.get("name", "causal")
+        source, dataset_id = Path(student.path), student.dataset_id
         known = db.get(Candidate, candidate_id)
         if known and folder.exists():
             return _summary(known)

@@ -25,4 +25,6 @@ def load(folder: Path) -> Engine:
         from infra.engines.torch import Torch
 
         return Torch(folder)
-    raise SetupError(f"{str(folder)!r} is no artifact: it has no model.gguf, model.onnx with flywheel.json, or safetensors")
+    raise SetupError(
+        f"{str(folder)!r} is no artifact: it has no model.gguf, model.onnx with flywheel.json, or safetensors"
+    )

@@ -42,9 +42,9 @@ class Classifier:
 
     name: Literal["classifier"] = "classifier"
     base: Annotated[str, Field(description="Hugging Face id or path; empty takes FLYWHEEL_ENCODER")] = ""
-    learning_rate: Annotated[float, Field(gt=0, lt=0.1, description="Peak rate of the encoder; the head's is 10 times")] = (
-        2e-4
-    )
+    learning_rate: Annotated[
+        float, Field(gt=0, lt=0.1, description="Peak rate of the encoder; the head's is 10 times")
+    ] = 2e-4
     epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 5
     batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 512
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="Share of an answer that all labels get")] = 0.1
@@ -67,10 +67,11 @@ class Classifier:
     def unfit(self, answers: Mapping[str, Any]) -> str:
         """Why there is no classifier for a dataset's `answers` (`Answers.report`); empty where there is one."""
         if not answers.get("closed"):
-            number = f"over {MOST:,}" if answers["distinct"] > MOST else f"{answers['distinct']:,}"
-            return f"the answers are no closed set ({number} distinct, the later ones {answers['covered']:.0%} known)"
+            distinct, covered = answers.get("distinct", 0), answers.get("covered", 0)
+            number = f"over {MOST:,}" if distinct > MOST else f"{distinct:,}"
+            return f"the answers are no closed set ({number} distinct, {covered:.0%} of the later ones known)"
         if not self.path:
-            return f"FLYWHEEL_ENCODER names no encoder; with one, a classifier could give these {answers['distinct']} answers"
+            return f"FLYWHEEL_ENCODER names no encoder, with which one could give these {answers['distinct']:,} answers"
         if missing := [package for package in PACKAGES if find_spec(package) is None]:
             return f"no package {', '.join(missing)}; pip install 'flywheel[onnx]'"
         return ""

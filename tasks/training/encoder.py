@@ -6,7 +6,6 @@ The head reads the mean of the last hidden states, which is what sentence encode
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from infra.settings import SetupError
@@ -34,7 +33,8 @@ class Classifying(nn.Module):
         """Mean hidden state of each text, float32 [b, hidden]."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weights).sum(1) / weights.sum(1)
+        means: Tensor = (hidden * weights).sum(1) / weights.sum(1)
+        return means
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **segments: Tensor) -> dict[str, Tensor]:
         return {"logits": self.head(self.dropout(self.means(input_ids, attention_mask, **segments)))}
