@@ -55,7 +55,14 @@ def artifact(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
 
 
 # What is said of each word of a made-up classifier, in logits of its labels: it knows two, and is unsure of "and".
-WORDS = {"?": (0, 0, 0), "order": (4, 0, 0), "parcel": (8, 0, 0), "refund": (0, 4, 0), "track": (0, 0, 6), "and": (1, 1, 1)}
+WORDS = {
+    "?": (0, 0, 0),
+    "order": (4, 0, 0),
+    "parcel": (8, 0, 0),
+    "refund": (0, 4, 0),
+    "track": (0, 0, 6),
+    "and": (1, 1, 1),
+}
 LABELS = (
     {"role": "assistant", "content": "shipping"},
     {"role": "assistant", "content": "money"},
