@@ -37,7 +37,7 @@ def main(conversations: int) -> None:
     student = timed("distill", lambda: distill.distill(dataset, Causal()))["student_id"]
     made = [
         timed(f"quantize {spec.title}", lambda spec=spec: quantize.quantize(student, spec))["candidate_id"]
-        for spec in quantize.CANDIDATES
+        for spec in quantize.fitting("causal", quantize.CANDIDATES)
     ]
     timed("evaluate teacher", lambda: evaluate.evaluate_teacher(dataset, evaluate.EvaluateSpec()))
     for candidate in made:

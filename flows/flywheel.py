@@ -12,12 +12,13 @@ from flows.ingest import ingest_stage
 from flows.quantize import quantize_stage
 from flows.redeploy import redeploy_stage
 from flows.release import decide
+from infra.settings import SetupError, settings
 from tasks.curate import CurateSpec
 from tasks.evaluate import EvaluateSpec
-from tasks.quantize import CANDIDATES, CandidateSpec
+from tasks.quantize import CANDIDATES, CandidateSpec, fitting
 from tasks.release import GateSpec
 from tasks.sources import Source
-from tasks.students import Causal
+from tasks.students import Causal, Classifier
 
 
 @flow(name="flywheel", flow_run_name="flywheel-{workload}", persist_result=True, result_serializer="json")
@@ -28,6 +29,7 @@ def flywheel(
     ] = None,
     curate: CurateSpec = CurateSpec(),  # noqa: B008 (frozen, as are the specs below)
     distill: Causal = Causal(),  # noqa: B008
+    classify: Classifier = Classifier(),  # noqa: B008
     candidates: Annotated[tuple[CandidateSpec, ...], Field(min_length=1)] = CANDIDATES,
     evaluate: EvaluateSpec = EvaluateSpec(),  # noqa: B008
     gate: GateSpec = GateSpec(),  # noqa: B008
@@ -39,20 +41,27 @@ def flywheel(
         source: More traffic to read first.
         curate: How traffic becomes a frozen dataset.
         distill: How the student is trained.
-        candidates: The ways to quantize it.
+        classify: How a classifier is trained beside it, where the answers are a closed set and there is an encoder.
+        candidates: The ways to quantize them; those in format onnx are the classifier's, all others the student's.
         evaluate: What is measured.
         gate: What a candidate has to show before it serves.
     """
     if source is not None:
         ingest_stage(source)
     dataset = curate_stage(workload, curate)
-    student = distill_stage(dataset["dataset_id"], distill)
-    made = [quantize_stage(student["student_id"], candidate) for candidate in candidates]
+    without = classify.unfit(dataset.get("answers", {}))
+    students, made = {}, []
+    for spec in (distill,) if without else (distill, classify):
+        if fit := fitting(spec.name, candidates):
+            student = students[spec.name] = distill_stage(dataset["dataset_id"], spec)
+            made += [quantize_stage(student["student_id"], candidate) for candidate in fit]
+    if not made:
+        raise SetupError(f"candidates are all in format onnx, and there is no classifier: {without}; give others")
     score(dataset["dataset_id"], [candidate["candidate_id"] for candidate in made], evaluate)
     result = decide(dataset["dataset_id"], gate)
     if result["outcome"] == "promote":
         result["served"] = redeploy_stage(workload)
-    return {**result, "dataset": dataset, "student": student}
+    return {**result, "dataset": dataset, "students": students, "no_classifier": without}
 
 
 def render(result: dict[str, Any]) -> str:
@@ -67,19 +76,25 @@ def render(result: dict[str, Any]) -> str:
 
 
 def learned(result: dict[str, Any]) -> list[str]:
-    """Data and prompt in two lines, where the result is a whole turn's."""
-    if "student" not in result:
+    """Data, prompt and classifier in a line each, where the result is a whole turn's."""
+    if "students" not in result:
         return []
-    data, student = result["dataset"], result["student"]
+    data, students = result["dataset"], result["students"]
     said = ", ".join(f"{n} {rule}" for rule, n in data["feedback"].items() if rule != "nothing") or "none"
-    sent, read = student["prompt_tokens_sent"], student["prompt_tokens_read"]
-    baked = (
-        f"prompt: {read:,.0f} tokens instead of {sent:,.0f}, the rest is baked in"
-        if data["prefix"]
-        else "no prefix baked"
-    )
-    return [
+    lines = [
         f"{data['train']:,} interactions to train, {data['validation']:,} to validate, {data['holdout']:,} held out",
-        f"feedback used: {said}; {baked}",
-        "",
+        "; ".join(
+            [f"feedback used: {said}", *([prompt(students["causal"], data["prefix"])] if "causal" in students else [])]
+        ),
     ]
+    if "classifier" in students:
+        made = students["classifier"]
+        lines.append(f"classifier: {made['labels']:,} answers, {made['doubted']:,} rows left out as likely mistakes")
+    elif data.get("answers", {}).get("closed") or settings().encoder:
+        lines.append(f"no classifier: {result['no_classifier']}")
+    return [*lines, ""]
+
+
+def prompt(student: dict[str, Any], baked: str | None) -> str:
+    sent, read = student["prompt_tokens_sent"], student["prompt_tokens_read"]
+    return f"prompt: {read:,.0f} tokens instead of {sent:,.0f}, the rest is baked in" if baked else "no prefix baked"

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     database: str = Field("", description="SQLAlchemy URL; SQLite or PostgreSQL. Default: a file in the home")
     mlflow: str = Field("", description="MLflow tracking URI. Default: SQLite and a folder in the home")
     student: str = Field("seedling", description="Base of the student: a Hugging Face id or path, or `seedling`")
+    encoder: str = Field("", description="Encoder of the classifier: a Hugging Face id or path. Default: no classifier")
     teacher: str = Field(
         "seedling", description="http(s)://.../v1, a Hugging Face id or path, `seedling`, or empty for none"
     )

@@ -26,6 +26,7 @@ from infra.database.tables import Dataset as DatasetRow
 from infra.database.tables import DatasetItem
 from infra.prefix import Prefix, text_of
 from infra.settings import SetupError
+from tasks.answers import Answers
 from tasks.cases import Case, Window
 from tasks.frozen import Dataset, freeze, load
 from tasks.ledger import NOTHING, Fault, Ledger
@@ -75,7 +76,8 @@ def curate(
 
     Returns:
         dataset_id, workload, path, the number of rows in train, validation and holdout, and the report: where every
-        interaction went, what feedback did, how many clusters, and what baking saves of the prompt.
+        interaction went, what feedback did, how many clusters, whether the answers are a closed set, and what baking
+        saves of the prompt.
 
     Raises:
         SetupError: The workload is unknown, or too little of its traffic is usable.
@@ -205,6 +207,7 @@ class Chosen:
         self.origins: Counter[str] = Counter()
         self.characters: Counter[str] = Counter()
         self.kept: set[int] = set()
+        self.answers = Answers()
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each with the name of its split, in order of time."""
@@ -228,6 +231,7 @@ class Chosen:
                 else:
                     self._count(case, int(self.clusters[place]))
                     self.sizes[name := names[where[place] - 1]] += 1
+                    self.answers.add(name, case.expected)
                     yield name, case.row()
 
     def _count(self, case: Case, cluster: int) -> None:
@@ -247,6 +251,7 @@ class Chosen:
             "feedback": dict(sorted(self.rules.items())),
             "origins": dict(sorted(self.origins.items())),
             "clusters": len(self.kept),
+            "answers": self.answers.report(),
             "teacher": self.relabeller.name if self.relabeller.asked else None,
             "prefix_share": round(share, 4),
             "prompt_characters": round(whole / rows),

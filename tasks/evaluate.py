@@ -5,28 +5,32 @@ What is measured is what would be served: the artifact's files, verified by thei
 What is expected of an item is the correction a person gave, else the answer the teacher gave when it was logged. A
 teacher scored by its logged answers (there is none to ask anew) therefore agrees with itself by construction, and only
 corrections can count against it; asked anew it differs where its answers are not deterministic.
+
+What a classifier abstains from is measured as the gateway serves it: the teacher's answer, from its scorecard, and the
+teacher's latency on top. The share of it is on the scorecard, and `release` adds the teacher's part of the cost.
 """
 
 import hashlib
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from infra.settings import SetupError, settings
 from tasks.metrics.latency import latency, throughput
 from tasks.metrics.size import size
-from tasks.scorecards import score, write_items
+from tasks.scorecards import read_answers, score, write_items
 from tasks.teachers import Teacher, teacher_for
 from tasks.teachers.local import LocalTeacher, model_fingerprint
 
 if TYPE_CHECKING:
-    from infra.engines import Engine
+    from infra.engines import Engine, Reply
     from tasks.curate import Dataset
 
 Progress = Callable[[int, int, str], None]
@@ -56,6 +60,13 @@ class Answers:
     messages: list[Message]
     measured: dict[str, float | None]
     asked: str
+
+
+class StandIn(NamedTuple):
+    """The teacher where a classifier abstains: its answers to the holdout, and its latency, `inf` if not known."""
+
+    answers: list[Message]
+    latency_ms: float
 
 
 def evaluate_teacher(
@@ -177,13 +188,30 @@ def _measure(folder: Path, dataset: "Dataset", spec: EvaluateSpec, name: str, pr
         alone = engine.chat(requests[::step][: spec.latency_sample], parallel=1)
     finally:
         engine.close()
+    abstained = [_abstained(reply) for reply in replies]
+    teacher = _stand_in(dataset.id, spec, progress) if any(abstained) else StandIn([], math.inf)
     written = sum(reply.completion_tokens for reply in replies)
-    prompt = sum(reply.prompt_tokens for reply in replies)
+    waited = [reply.latency_ms + (teacher.latency_ms if _abstained(reply) else 0) for reply in alone]
     measured: dict[str, float | None] = {
-        "bytes": size(folder), "prompt_tokens": prompt, "completion_tokens": written,
-        **throughput(written, len(replies), seconds), **latency([reply.latency_ms for reply in alone]),
+        "bytes": size(folder), "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
+        "completion_tokens": written, "abstained": sum(abstained) / len(replies),
+        **throughput(written, len(replies), seconds),
+        **{name: ms if ms != math.inf else None for name, ms in latency(waited).items()},
     }  # fmt: skip
-    return Answers([reply.message for reply in replies], measured, "anew")
+    messages = [teacher.answers[i] if abstained[i] else reply.message for i, reply in enumerate(replies)]
+    return Answers(messages, measured, "anew")
+
+
+def _abstained(reply: "Reply") -> bool:
+    from infra.engines.engine import ABSTAINED
+
+    return reply.finish_reason == ABSTAINED
+
+
+def _stand_in(dataset_id: str, spec: EvaluateSpec, progress: Progress | None) -> StandIn:
+    card = evaluate_teacher(dataset_id, spec, progress=progress)
+    late = card["latency_p50_ms"]
+    return StandIn(read_answers(_items(card["scorecard_id"])), math.inf if late is None else late)
 
 
 def _requests(dataset: "Dataset", engine: "Engine") -> list[dict[str, Any]]:
@@ -247,7 +275,7 @@ def _scorecard(
 
     parents = json.dumps([dataset.id, subject, identity, asdict(spec)], sort_keys=True)
     card_id = hashlib.sha256(parents.encode()).hexdigest()[:16]
-    path = settings().home / "scorecards" / card_id / "items.parquet"
+    path = _items(card_id)
     with session() as db:
         known = db.get(Scorecard, card_id)
         if known is not None and path.exists():
@@ -268,6 +296,10 @@ def _scorecard(
             )
         )  # fmt: skip
     return {"scorecard_id": card_id, "subject": subject, **metrics}
+
+
+def _items(card_id: str) -> Path:
+    return settings().home / "scorecards" / card_id / "items.parquet"
 
 
 def _hash(folder: Path) -> str:

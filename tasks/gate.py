@@ -46,7 +46,8 @@ class Card:
     """A scorecard as the gate reads it.
 
     Attributes:
-        cost: Machine seconds a request over the teacher's on the same machine; None where either is not known.
+        seconds: Machine seconds a request, with those of the teacher where a classifier abstains; None if not known.
+        cost: They over the teacher's on the same machine; None where either is not known.
         missing: What keeps it from being compared; empty if nothing does.
     """
 
@@ -54,6 +55,7 @@ class Card:
     name: str
     metrics: dict[str, Any] = field(default_factory=dict)
     items: tuple[Item, ...] = ()
+    seconds: float | None = None
     cost: float | None = None
     missing: str = ""
 

@@ -3,15 +3,15 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from infra.settings import settings
-from quant.methods import GPTQ, QAT, RTN, Method
+from infra.settings import SetupError, settings
+from quant.methods import GPTQ, QAT, RTN, Method, SmoothQuant
 
 Progress = Callable[[int, int, str], None]
 
@@ -21,28 +21,56 @@ class CandidateSpec:
     """One way to quantize a student and the format it is served in.
 
     Attributes:
-        format: `gguf` is served by llama.cpp, `compressed_tensors` by the torch engine and by vLLM.
+        method: None leaves the weights as they were trained.
+        format: `gguf` is served by llama.cpp, `compressed_tensors` by the torch engine and by vLLM; `onnx` is a
+            classifier's, served by ONNX Runtime.
         calibration: Rows of the workload's own training traffic that the method may look at.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    method: Annotated[Method, Field(discriminator="name")]
-    format: Literal["gguf", "compressed_tensors"] = "gguf"
+    method: Annotated[Method | None, Field(discriminator="name")]
+    format: Literal["gguf", "compressed_tensors", "onnx"] = "gguf"
     calibration: Annotated[int, Field(ge=1, description="Training rows for calibration")] = 192
 
     @property
     def title(self) -> str:
+        whose = "classifier " if self.format == "onnx" else ""
+        if self.method is None:
+            return f"{whose}float ({self.format})"
         kind = "QAT" if isinstance(self.method, QAT) else "PTQ"
-        served = "" if self.format == "gguf" else f", {self.format}"
-        return f"{self.method.label} {kind} ({self.method.name}{served})"
+        served = f", {self.format}" if self.format == "compressed_tensors" else ""
+        return f"{whose}{self.method.label} {kind} ({self.method.name}{served})"
 
 
 CANDIDATES: tuple[CandidateSpec, ...] = (
     CandidateSpec(RTN(bits=8)),
     CandidateSpec(GPTQ(bits=4)),
     CandidateSpec(QAT(bits=4), calibration=1024),  # it learns from them, and more from many than from few again
+    CandidateSpec(None, "onnx"),
+    CandidateSpec(RTN(bits=8, group_size=None), "onnx"),
+    CandidateSpec(SmoothQuant(), "onnx"),
 )
+
+
+def fitting(kind: str, candidates: Iterable[CandidateSpec]) -> list[CandidateSpec]:
+    """The candidates of a kind of student, by its name on the menu of `students/`: a classifier's are ONNX."""
+    return [spec for spec in candidates if (spec.format == "onnx") == (kind == "classifier")]
+
+
+def kind_of(student_id: str) -> str:
+    """The kind of a student that was trained.
+
+    Raises:
+        SetupError: There is none.
+    """
+    from infra.database.session import session
+    from infra.database.tables import Student
+
+    with session(write=False) as db:
+        if student := db.get(Student, student_id):
+            return str(student.spec.get("name", "causal"))
+    raise SetupError(f"student {student_id!r} is unknown; `flywheel distill` makes one and prints its id")
 
 
 def quantize(
@@ -51,6 +79,9 @@ def quantize(
     """Quantize a student and export it; returns the candidate's id, name, path, hash and bytes.
 
     The same student and spec give the same candidate: if it is there already, it is returned.
+
+    Raises:
+        SetupError: The format is another kind of student's.
     """
     from infra.database.session import session
     from infra.database.tables import Candidate, Student
@@ -59,6 +90,7 @@ def quantize(
     identity = json.dumps([student_id, asdict(spec)], sort_keys=True)
     candidate_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = settings().home / "candidates" / candidate_id
+    kind = kind_of(student_id)
     with session() as db:
         student = db.get_one(Student, student_id)
         source, dataset_id = Path(student.path), student.dataset_id
@@ -66,6 +98,9 @@ def quantize(
         if known and folder.exists():
             return _summary(known)
 
+    if not fitting(kind, [spec]):
+        other = "gguf or compressed_tensors" if spec.format == "onnx" else "onnx"
+        raise SetupError(f"student {student_id} is {kind}, which is not served as {spec.format}; take format {other}")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -83,7 +118,7 @@ def quantize(
 
 def weights_of(folder: Path) -> list[Path]:
     """The files of an artifact that hold weights."""
-    return [*folder.glob("*.gguf"), *folder.glob("*.safetensors")]
+    return [file for kind in ("gguf", "safetensors", "onnx") for file in folder.glob(f"*.{kind}")]
 
 
 def _write_artifact(
@@ -94,25 +129,46 @@ def _write_artifact(
     import quant
     from infra.engines.chat import load_tokenizer
     from tasks.curate import load
-    from tasks.teachers.local import load_model
-    from tasks.training.examples import calibration
 
     torch.set_num_threads(settings().cores)
     torch.manual_seed(0)
-    tokenizer = load_tokenizer(source)
-    rows = load(dataset_id).split("train")
-    batches = list(calibration(rows, tokenizer, size=16, limit=spec.calibration))
+    rows = load(dataset_id).split("train")[: spec.calibration]
+    model, batches = (_classifier if spec.format == "onnx" else _causal)(source, rows)
 
     def told(done: int, total: int, what: str) -> None:
         if progress:
             progress(done, total, f"{spec.title}, {what}" if what.startswith("KL") else spec.title)
 
-    model = quant.quantize(load_model(str(source)), spec.method, batches, progress=told)
-    tokenizer.save_pretrained(folder)
+    if spec.method is not None:
+        model = quant.quantize(model, spec.method, batches, progress=told)
     quant.export(model, folder / "model.gguf" if spec.format == "gguf" else folder, spec.format, source)
+    if spec.format != "onnx":
+        load_tokenizer(source).save_pretrained(folder)
     manifest = json.loads((source / "flywheel.json").read_text())
     manifest |= {"candidate_id": candidate_id, "format": spec.format}
     (folder / "flywheel.json").write_text(json.dumps(manifest, indent=2))
+
+
+def _causal(source: Path, rows: list[dict[str, Any]]) -> tuple[Any, list[Any]]:
+    """A causal student, and rows as it is calibrated on them."""
+    from infra.engines.chat import load_tokenizer
+    from tasks.teachers.local import load_model
+    from tasks.training.examples import calibration
+
+    return load_model(str(source)), list(calibration(rows, load_tokenizer(source), size=16, limit=len(rows)))
+
+
+def _classifier(source: Path, rows: list[dict[str, Any]]) -> tuple[Any, list[Any]]:
+    """A classifier, and rows as it is calibrated on them."""
+    from infra.engines.labels import Reader
+    from tasks.students.classifier import texts
+    from tasks.training.classify import batch_of, ordered
+    from tasks.training.encoder import read
+
+    manifest = json.loads((source / "flywheel.json").read_text())
+    reader = Reader(source, manifest["max_length"])
+    read_rows = texts(rows, manifest["labels"], reader)
+    return read(source), [batch_of([read_rows[i] for i in group], reader) for group in ordered(read_rows)]
 
 
 def _summary(candidate: Any) -> dict[str, Any]:

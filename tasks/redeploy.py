@@ -22,6 +22,7 @@ def redeploy(workload: str, *, progress: Progress | None = None, flow_run_id: st
     """
     from infra import registry
     from infra.engines import load
+    from infra.engines.engine import ABSTAINED
     from infra.servers import running
 
     champion = registry.champion(workload)
@@ -30,7 +31,7 @@ def redeploy(workload: str, *, progress: Progress | None = None, flow_run_id: st
     engine = load(champion.folder)
     try:
         (reply,) = engine.chat([{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}])
-        if not reply.completion_tokens:
+        if not reply.completion_tokens and reply.finish_reason != ABSTAINED:  # which is an answer, too
             raise SetupError(f"version {champion.version} of {workload!r} says nothing; release --rollback undoes it")
     finally:
         engine.close()

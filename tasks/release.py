@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from infra.settings import SetupError
 from tasks.evaluate import candidates_of
@@ -117,7 +117,7 @@ def _cards(dataset_id: str, serving: Any | None) -> tuple[Card, Card | None, lis
         made = [db.get_one(Candidate, candidate_id) for candidate_id in reversed(candidates_of(dataset_id))]
     newest = {card.subject: card for card in found}
     by_files = {card.artifact_hash: card for card in found if card.artifact_hash}
-    basis = newest["teacher"].metrics.get("seconds_per_request") if "teacher" in newest else None
+    basis = Basis.of(newest["teacher"].metrics if "teacher" in newest else {})
     teacher = _card("teacher", "the teacher", newest.get("teacher"), basis)
     champion = None
     if serving is not None:
@@ -135,22 +135,46 @@ def _cards(dataset_id: str, serving: Any | None) -> tuple[Card, Card | None, lis
     return teacher, champion, cards
 
 
-def _card(subject: str, name: str, row: Any | None, basis: float | None) -> Card:
+class Basis(NamedTuple):
+    """What a request costs the teacher.
+
+    Attributes:
+        machine: Seconds of this machine; None where it is an endpoint or was not asked.
+        waited: The same, or in its place the latency, which says what is cheap to leave to it, not what it costs.
+    """
+
+    machine: float | None
+    waited: float
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Any]) -> "Basis":
+        machine = metrics.get("seconds_per_request")
+        return cls(machine, (metrics.get("latency_p50_ms") or 0.0) / 1000 if machine is None else machine)
+
+
+def _card(subject: str, name: str, row: Any | None, basis: Basis) -> Card:
     """A scorecard's row with its items; what is not there is said, not raised: the gate fails closed."""
     if row is None:
         return Card(subject, name, missing="has no scorecard on this dataset; run `flywheel evaluate`")
     metrics = dict(row.metrics)
     name = metrics["name"] if subject == "teacher" else name
     seconds = metrics.get("seconds_per_request")
-    cost = seconds / basis if seconds is not None and basis else None
+    if seconds is not None:
+        seconds += (metrics.get("abstained") or 0.0) * basis.waited
+    cost = seconds / basis.machine if seconds is not None and basis.machine else None
     if not Path(row.path).exists():
-        return Card(subject, name, metrics, cost=cost, missing=f"has lost its items ({row.path}); evaluate again")
-    return Card(subject, name, metrics, tuple(read_items(Path(row.path))), cost)
+        lost = f"has lost its items ({row.path}); evaluate again"
+        return Card(subject, name, metrics, (), seconds, cost, lost)
+    return Card(subject, name, metrics, tuple(read_items(Path(row.path))), seconds, cost)
 
 
 def _dearness(card: Card) -> tuple[float, float, str]:
-    seconds, size = card.metrics.get("seconds_per_request"), card.metrics.get("bytes")
-    return (float("inf") if seconds is None else seconds, float("inf") if size is None else size, card.subject)
+    size = card.metrics.get("bytes")
+    return (
+        float("inf") if card.seconds is None else card.seconds,
+        float("inf") if size is None else size,
+        card.subject,
+    )
 
 
 def _register(
@@ -221,7 +245,7 @@ def _store_verdicts(
 
 
 def _row(card: Card, judgement: Judgement | None) -> dict[str, Any]:
-    numbers = ("quality", "low", "high", "n", "bytes", "tokens_per_second", "latency_p50_ms")
+    numbers = ("quality", "low", "high", "n", "bytes", "tokens_per_second", "latency_p50_ms", "abstained")
     first = judgement.findings[0] if judgement else None
     return {
         "subject": card.subject, "name": card.name, **{key: card.metrics.get(key) for key in numbers},
@@ -231,7 +255,8 @@ def _row(card: Card, judgement: Judgement | None) -> dict[str, Any]:
 
 
 def scorecard_table(result: dict[str, Any]) -> list[dict[str, str]]:
-    """The models of a release as rows to be read."""
+    """The models of a release as rows to be read; the share that the teacher answers where there is any."""
+    abstains = any(row["abstained"] for row in result["rows"])
     return [
         {
             "model": row["name"],
@@ -240,6 +265,7 @@ def scorecard_table(result: dict[str, Any]) -> list[dict[str, str]]:
             "tokens/s": _shown(row, "{tokens_per_second:,.0f}", "tokens_per_second"),
             "p50 ms": _shown(row, "{latency_p50_ms:.0f}", "latency_p50_ms"),
             "cost per 1,000 (teacher 1)": _shown(row, "{cost:.2f}", "cost"),
+            **({"to the teacher": _shown(row, "{abstained:.1%}", "abstained")} if abstains else {}),
             "verdict": row["outcome"] or ("reference" if row["subject"] == result["reference"] else ""),
         }
         for row in result["rows"]

@@ -76,6 +76,13 @@ def read_items(path: Path) -> list[Item]:
     return [Item(r["interaction_id"], r["conversation"], tuple(r["slices"]), r["right"]) for r in columns]
 
 
+def read_answers(path: Path) -> list[Message]:
+    """The answers of a scorecard, in the order of the holdout."""
+    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+
+    return [json.loads(answer) for answer in parquet.read_table(path, columns=["answer"])["answer"].to_pylist()]
+
+
 def _slices(expected: Message) -> list[str]:
     """The slices an item would be in if each were kept."""
     names = sorted({name for name, _ in calls(expected)})

@@ -17,7 +17,7 @@ import pytest
 
 from infra.database import session
 from infra.settings import settings
-from tests.models import artifact, bare  # noqa: F401 (fixtures)
+from tests.models import artifact, bare, labelled  # noqa: F401 (fixtures)
 
 SHARED = Path(os.environ.get("FLYWHEEL_SHARED", Path(__file__).parent.parent.parent / "shared"))
 NUMBERS = count()

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from infra.engines.chat import load_tokenizer
 from infra.prefix import Prefix
 
 Progress = Callable[[int, int, str], None]
 DEFAULT_MAX_TOKENS = 512
+ABSTAINED = "abstained"
 
 
 class Reply(NamedTuple):
@@ -18,7 +18,8 @@ class Reply(NamedTuple):
 
     Attributes:
         message: Assistant message in OpenAI form.
-        finish_reason: `stop`, `length` or `tool_calls`. A request longer than the context gets `length` and no token.
+        finish_reason: `stop`, `length` or `tool_calls`. A request longer than the context gets `length` and no token,
+            one that is out of a classifier's scope ABSTAINED and no token.
         first_token_ms: From the request to the end of the prompt; absent where the engine answers batches.
         latency_ms: From the request to the whole answer.
     """
@@ -44,7 +45,6 @@ class Engine(ABC):
         file = folder / "flywheel.json"
         self.manifest: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         self.prefix = Prefix.from_json(self.manifest.get("prefix"))
-        self.tokenizer = load_tokenizer(folder)
 
     def strip(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The request as this artifact was trained to read it; nothing where its prefix is not the baked one."""

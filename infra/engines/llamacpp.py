@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from infra.engines.chat import parse, render
+from infra.engines.chat import load_tokenizer, parse, render
 from infra.engines.engine import Engine, Progress, Reply
 from infra.settings import SetupError, settings
 
@@ -25,6 +25,7 @@ class LlamaCpp(Engine):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.tokenizer = load_tokenizer(folder)
         import xllamacpp
 
         parameters = xllamacpp.CommonParams()

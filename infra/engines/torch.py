@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.engines.chat import parse, render
+from infra.engines.chat import load_tokenizer, parse, render
 from infra.engines.engine import Engine, Progress, Reply
 from infra.settings import settings
 
@@ -18,6 +18,7 @@ class Torch(Engine):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.tokenizer = load_tokenizer(folder)
         import torch
         from transformers import AutoModelForCausalLM
 

@@ -1,7 +1,7 @@
 """The gateway: an OpenAI-compatible endpoint that answers, records every call, and takes feedback.
 
-    POST /v1/chat/completions   the champion of the workload answers; without one, or where the request does not begin
-                                with the prefix that the champion was trained on, the teacher does
+    POST /v1/chat/completions   the champion of the workload answers; without one, where the request does not begin with
+                                the prefix that the champion was trained on, or where it abstains, the teacher does
     POST /v1/feedback           {"record_id", "kind": thumb | rating | correction | preference | label, "value"}, where
                                 record_id is the id of the answer; 202 where it is kept in the spool for now
     POST /v1/traces, /v1/logs   OpenTelemetry (OTLP/HTTP): calls of models, and evaluations of them

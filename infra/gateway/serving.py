@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from infra import registry
 from infra.engines import Engine, load
+from infra.engines.engine import ABSTAINED
 from infra.gateway.errors import Failed, Refused, trace
 from infra.settings import SetupError
 
@@ -98,7 +99,7 @@ class Champions:
         return {"object": "list", "data": data}
 
     async def answer(self, workload: str, body: dict[str, Any], id: str) -> dict[str, Any] | None:
-        """The student's answer; nothing where there is no student for this request, or its context is too short.
+        """The student's answer; nothing where there is none for this request, it is too long for it, or it abstains.
 
         Raises:
             Failed: The student broke.
@@ -111,7 +112,7 @@ class Champions:
             return await ask(served.engine, read, registry.served_name(workload, served.version), id)
         except Failed:
             raise
-        except Refused:  # too long for the student; the teacher may have a longer context
+        except Refused:  # too long for the student, or none of a classifier's answers
             return None
         finally:
             served.release()
@@ -125,7 +126,7 @@ async def by_teacher(teacher: Engine | None, workload: str, body: dict[str, Any]
         Failed: It broke.
     """
     if teacher is None:
-        raise Refused(503, f"no champion serves {workload!r} and there is no teacher; set FLYWHEEL_TEACHER")
+        raise Refused(503, f"no champion answers this of {workload!r} and there is no teacher; set FLYWHEEL_TEACHER")
     knows = teacher.manifest.get("workload", workload)
     read = teacher.strip(body)
     if knows != workload or read is None:
@@ -138,7 +139,7 @@ async def ask(engine: Engine, request: dict[str, Any], name: str, id: str) -> di
     """One answer of an engine in OpenAI's form.
 
     Raises:
-        Refused: The request is longer than the model's context.
+        Refused: The request is longer than the model's context, or a classifier abstains.
         Failed: The engine broke.
     """
     try:
@@ -148,6 +149,8 @@ async def ask(engine: Engine, request: dict[str, Any], name: str, id: str) -> di
         failed = Failed(500, f"{name} failed: {type(problem).__name__}", code="engine_failed")
         failed.model = name
         raise failed from problem
+    if reply.finish_reason == ABSTAINED:
+        raise Refused(422, f"{name} has no answer of which it is sure enough", code="abstained")
     if not reply.completion_tokens:
         raise Refused(
             400, f"the request has {reply.prompt_tokens} tokens, more than the model's context holds",

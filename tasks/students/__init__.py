@@ -1,5 +1,10 @@
 """The menu of students: one line a kind. Specs only; importing them loads no torch."""
 
-from tasks.students.causal import Causal as Causal
+from typing import Annotated
 
-StudentSpec = Causal
+from pydantic import Field
+
+from tasks.students.causal import Causal as Causal
+from tasks.students.classifier import Classifier as Classifier
+
+StudentSpec = Annotated[Causal | Classifier, Field(discriminator="name")]

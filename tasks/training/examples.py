@@ -3,10 +3,20 @@
 import math
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Sequenced(Protocol):
+    """Whatever has token ids."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+
+T = TypeVar("T", bound=Sequenced)
 
 
 class Example(NamedTuple):
@@ -58,13 +68,13 @@ def encode(tokenizer: Any, rows: Sequence[dict[str, Any]], max_length: int) -> l
     return examples
 
 
-def schedule(examples: Sequence[Example], batch_tokens: int, seed: int, epoch: int) -> list[list[Example]]:
+def schedule(examples: Sequence[T], batch_tokens: int, seed: int, epoch: int) -> list[list[T]]:
     """One epoch's batches: shuffled, then grouped by similar length inside pools, then shuffled again."""
     rng = Random(f"{seed}:{epoch}")
     shuffled = rng.sample(examples, len(examples))
-    groups: list[list[Example]] = []
+    groups: list[list[T]] = []
     for start in range(0, len(shuffled), 512):
-        group: list[Example] = []
+        group: list[T] = []
         for example in sorted(shuffled[start : start + 512], key=lambda e: len(e.ids)):
             if group and (len(group) + 1) * len(example.ids) > batch_tokens:
                 groups.append(group)
@@ -75,9 +85,7 @@ def schedule(examples: Sequence[Example], batch_tokens: int, seed: int, epoch: i
     return groups
 
 
-def plan(
-    examples: Sequence[Example], batch_tokens: int, seed: int, epochs: int, max_steps: int
-) -> list[list[list[Example]]]:
+def plan(examples: Sequence[T], batch_tokens: int, seed: int, epochs: int, max_steps: int) -> list[list[list[T]]]:
     """The batches of each epoch, cut off after `max_steps` in all; 0 is no limit."""
     planned, left = [], max_steps or math.inf
     for epoch in range(epochs):

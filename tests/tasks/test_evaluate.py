@@ -27,7 +27,7 @@ from tasks.evaluate import (
     evaluate_teacher,
 )
 from tasks.frozen import freeze
-from tasks.scorecards import read_items
+from tasks.scorecards import read_answers, read_items
 from tasks.teachers import LocalTeacher
 from tests.conftest import living_in
 from tests.models import PREFIX
@@ -37,7 +37,7 @@ QUESTIONS = [f"where is order {number} please" for number in range(100, 112)]
 Make = Callable[..., Path]
 
 
-def frozen(expected: list[dict[str, Any]], prefix: Prefix | None = PREFIX) -> str:
+def frozen(expected: list[dict[str, Any]], prefix: Prefix | None = PREFIX, latency: float | None = 100.0) -> str:
     """A dataset whose holdout asks QUESTIONS; every third answer was corrected to "corrected"."""
     rows = []
     with session() as db:
@@ -56,7 +56,7 @@ def frozen(expected: list[dict[str, Any]], prefix: Prefix | None = PREFIX) -> st
                     "interaction_id": made.id, "record": f"{i}", "conversation": f"c{i}", "at": made.at.isoformat(),
                     "messages": messages[1:] if prefix else messages, "tools": None if prefix else tools,
                     "expected": corrected or answer, "logged": answer, "rejected": None, "weight": 1.0,
-                    "origin": "correction" if corrected else "logged", "latency_ms": 100.0 + i, "prompt_tokens": None,
+                    "origin": "correction" if corrected else "logged", "latency_ms": latency and latency + i, "prompt_tokens": None,
                     "completion_tokens": None,
                 }
             )  # fmt: skip
@@ -247,3 +247,32 @@ def test_candidates_are_those_of_every_student_of_the_dataset_newest_first(home:
         )
     assert candidates_of(dataset_id) == ["second", "first"]
     assert candidates_of("nothing") == []
+
+
+def test_where_a_classifier_abstains_the_teacher_is_measured(home: Path, labelled: Make) -> None:
+    """It says "shipping" to each question, but for those of which it is not sure enough at a threshold of 1."""
+    dataset_id = frozen(logged("shipping"))
+    sure, never = labelled(threshold=0.4), labelled(threshold=1.0)
+    alone = evaluate_candidate(dataset_id, candidate(dataset_id, sure, "sure"), SPEC)
+    assert (alone["abstained"], alone["quality"]) == (0.0, pytest.approx(8 / 12))
+    assert alone["latency_p95_ms"] < 100, "nobody waits for the teacher"
+    assert alone["bytes"] == (sure / "model.onnx").stat().st_size
+    with session(write=False) as db:
+        assert db.query(Scorecard).filter_by(subject="teacher").count() == 0, "which was not needed"
+
+    other = frozen(logged("other"))
+    left = evaluate_candidate(other, candidate(other, never, "never"), SPEC)
+    teacher = evaluate_teacher(other, SPEC)
+    assert (left["abstained"], left["quality"]) == (1.0, teacher["quality"]) == (1.0, pytest.approx(8 / 12))
+    assert left["latency_p50_ms"] > teacher["latency_p50_ms"] == 105.0
+    with session(write=False) as db:
+        card = db.get_one(Scorecard, left["scorecard_id"])
+    answers = read_answers(Path(card.path))
+    assert [a["content"] for a in answers] == ["other"] * 12
+
+
+def test_a_latency_that_depends_on_an_unknown_one_is_unknown(home: Path, labelled: Make) -> None:
+    dataset_id = frozen(logged(), latency=None)
+    card = evaluate_candidate(dataset_id, candidate(dataset_id, labelled(threshold=1.0)), SPEC)
+    assert (card["abstained"], card["latency_p50_ms"], card["latency_p95_ms"]) == (1.0, None, None)
+    json.dumps(card, allow_nan=False)

@@ -21,6 +21,11 @@ def test_a_champion_answers_before_it_counts_as_deployed(home: Path, artifact: C
     assert redeploy("shop") == expected
 
 
+def test_a_classifier_that_has_no_label_for_hello_is_deployed(home: Path, labelled: Callable[..., Path]) -> None:
+    promote(labelled())
+    assert redeploy("shop")["engine"] == "onnx"
+
+
 def test_without_a_champion_the_way_to_one_is_said(home: Path) -> None:
     with pytest.raises(SetupError, match="flywheel run --workload shop"):
         redeploy("shop")

@@ -63,7 +63,9 @@ class Turn:
             )  # fmt: skip
         return folder.name
 
-    def scored(self, subject: str, wrong: Sequence[int] = (), seconds: float | None = 0.1, bytes: int = 1000) -> str:
+    def scored(
+        self, subject: str, wrong: Sequence[int] = (), seconds: float | None = 0.1, bytes: int = 1000, **more: Any
+    ) -> str:
         rows = [
             {"interaction_id": i, "conversation": f"c{i}", "expected": {"role": "assistant", "content": "yes"}}
             for i in range(N)
@@ -74,6 +76,7 @@ class Turn:
         path = settings().home / "scorecards" / card_id.replace(":", "-") / "items.parquet"
         write_items(path, rows, answers, items)
         measured = {"bytes": bytes, "seconds_per_request": seconds, "tokens_per_second": 100.0, "latency_p50_ms": 9.0}
+        measured |= more
         with session() as db:
             found = db.get(Candidate, subject.partition(":")[2]) if subject.startswith("candidate:") else None
             db.merge(
@@ -125,6 +128,27 @@ def test_the_cheapest_of_those_that_pass_serves_and_the_rejected_are_not_registe
     text = verdict_markdown(result)
     assert text.startswith(f"**promote** of cheapest: int4 serves as version {served.version}")
     assert "- int2: reject; on the holdout 80.0% right against 100.0%" in text
+
+
+@pytest.mark.parametrize(("teacher", "cost", "winner"), [
+    ({"seconds": 1.0}, 0.01 + 0.3, "student"),  # a third of a teacher's second is dearer than a fifth
+    ({"seconds": 0.5}, (0.01 + 0.15) / 0.5, "classifier"),
+    ({"seconds": None, "latency_p50_ms": 1000.0}, None, "student"),  # an endpoint, of which only the latency is known
+    ({"seconds": None, "latency_p50_ms": None}, None, "classifier"),
+])  # fmt: skip
+def test_what_a_classifier_leaves_to_the_teacher_is_part_of_its_cost(
+    teacher: dict[str, Any], cost: float | None, winner: str
+) -> None:
+    turn = Turn(f"abstains-{teacher}")
+    turn.scored("teacher", **teacher)
+    turn.model("student", seconds=0.2, abstained=0.0)
+    turn.model("classifier", seconds=0.01, abstained=0.3)
+    result = release(turn.dataset_id, SPEC)
+    assert result["winner"] == winner
+    row = next(row for row in result["rows"] if row["name"] == "classifier")
+    assert row["cost"] == (None if cost is None else pytest.approx(cost))
+    shown = {row["model"]: row["to the teacher"] for row in scorecard_table(result)}
+    assert shown == {"the teacher": "n/a", "student": "0.0%", "classifier": "30.0%"}
 
 
 def test_doing_it_again_changes_nothing() -> None:

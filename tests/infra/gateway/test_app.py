@@ -122,6 +122,34 @@ def test_another_prefix_goes_to_the_teacher(home: Path, artifact: Callable[..., 
     assert teacher.startswith("teacher:")
 
 
+def test_where_a_classifier_abstains_the_teacher_answers(
+    home: Path, artifact: Callable[..., Path], labelled: Callable[..., Path]
+) -> None:
+    unknown = {**ASK, "messages": [MESSAGES[0], {"role": "user", "content": "something else"}]}
+
+    async def scene() -> list[dict[str, Any]]:
+        promote(labelled())
+        async with gateway(load(artifact())) as client:
+            assert (await client.get("/v1/models")).json()["data"][0]["engine"] == "onnx"
+            return [(await client.post("/v1/chat/completions", json=body)).json() for body in (ASK, unknown)]
+
+    answers = asyncio.run(scene())
+    assert answers[0]["choices"][0]["message"] == {"role": "assistant", "content": "shipping"}
+    assert [registry.is_student(answer["model"]) for answer in answers] == [True, False]
+    assert [registry.is_student(row.model) for row in rows(Interaction)] == [True, False], "each call is recorded once"
+
+
+def test_without_a_teacher_an_abstention_is_said(home: Path, labelled: Callable[..., Path]) -> None:
+    async def scene() -> httpx.Response:
+        promote(labelled(threshold=1.0))
+        async with gateway() as client:
+            return await client.post("/v1/chat/completions", json=ASK)
+
+    answer = asyncio.run(scene())
+    assert answer.status_code == 503
+    assert "no champion answers this of 'shop' and there is no teacher; set FLYWHEEL_TEACHER" in answer.text
+
+
 def test_a_stream_is_the_same_answer_in_chunks(home: Path, artifact: Callable[..., Path]) -> None:
     async def scene() -> tuple[str, str]:
         async with gateway(load(artifact())) as client:
