@@ -16,7 +16,7 @@ from pydantic import Field
 
 from infra.settings import SetupError, settings
 from tasks.teachers import LocalTeacher, teacher_for
-from tasks.teachers.local import load_model, model_fingerprint
+from tasks.teachers.hf import load_model, model_fingerprint
 
 if TYPE_CHECKING:
     import torch

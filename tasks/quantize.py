@@ -95,7 +95,7 @@ def _write_artifact(
     from infra.engines.chat import load_tokenizer
     from tasks.curate import load
     from tasks.distill import batches
-    from tasks.teachers.local import load_model
+    from tasks.teachers.hf import load_model
 
     torch.set_num_threads(settings().cores)
     torch.manual_seed(0)
