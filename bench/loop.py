@@ -22,6 +22,7 @@ def main(conversations: int) -> None:
     from flows.demo import open_shop
     from infra.seedling.simulate import WORKLOAD
     from tasks import curate, distill, evaluate, quantize, redeploy, release
+    from tasks.students import Causal
 
     seconds: dict[str, float] = {}
 
@@ -33,7 +34,7 @@ def main(conversations: int) -> None:
 
     timed("traffic", lambda: asyncio.run(open_shop(1, conversations)))
     dataset = timed("curate", lambda: curate.curate(WORKLOAD, curate.CurateSpec()))["dataset_id"]
-    student = timed("distill", lambda: distill.distill(dataset, distill.DistillSpec()))["student_id"]
+    student = timed("distill", lambda: distill.distill(dataset, Causal()))["student_id"]
     made = [
         timed(f"quantize {spec.title}", lambda spec=spec: quantize.quantize(student, spec))["candidate_id"]
         for spec in quantize.CANDIDATES

@@ -140,7 +140,7 @@ def parser_of(command: str, plain: Callable[..., Any]) -> tuple[argparse.Argumen
         for field in merged.values():
             flag = f"{name}.{field.name}"
             options[flag] = field.type
-            menu = choice_of(kind) if field.name == "name" else []
+            menu = choice_of(kind if field.name == "name" else field.type)
             parser.add_argument(
                 f"--{flag}",
                 metavar="{" + ",".join(menu) + "}" if menu else metavar(field.type),
@@ -171,6 +171,8 @@ def nested(options: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]
         value = read(getattr(given, flag))
         if isinstance(value, str) and spread(options[flag]):
             value = [value]
+        elif isinstance(value, str) and choice_of(options[flag]):
+            value = {"name": value}  # on a menu a name alone is that choice with its defaults
         first, _, field = flag.partition(".")
         if field:
             arguments.setdefault(first, {})[field] = value

@@ -37,10 +37,10 @@ def demo(
     say("The wheel turns: curate, distill, quantize, evaluate, gate, register, serve.")
 
     from flows.flywheel import flywheel
-    from tasks.distill import DistillSpec
     from tasks.release import GateSpec
+    from tasks.students import Causal
 
-    result = flywheel(WORKLOAD, distill=DistillSpec(max_steps=MAX_STEPS), gate=GateSpec(margin=MARGIN))
+    result = flywheel(WORKLOAD, distill=Causal(max_steps=MAX_STEPS), gate=GateSpec(margin=MARGIN))
     return {**result, "day": day, "traffic": counts, "seconds": round(time.monotonic() - started)}
 
 

@@ -13,11 +13,11 @@ from flows.quantize import quantize_stage
 from flows.redeploy import redeploy_stage
 from flows.release import decide
 from tasks.curate import CurateSpec
-from tasks.distill import DistillSpec
 from tasks.evaluate import EvaluateSpec
 from tasks.quantize import CANDIDATES, CandidateSpec
 from tasks.release import GateSpec
 from tasks.sources import Source
+from tasks.students import Causal
 
 
 @flow(name="flywheel", flow_run_name="flywheel-{workload}", persist_result=True, result_serializer="json")
@@ -27,7 +27,7 @@ def flywheel(
         Source | None, Field(description="More traffic to read first; what the gateway recorded is there already")
     ] = None,
     curate: CurateSpec = CurateSpec(),  # noqa: B008 (frozen, as are the specs below)
-    distill: DistillSpec = DistillSpec(),  # noqa: B008
+    distill: Causal = Causal(),  # noqa: B008
     candidates: Annotated[tuple[CandidateSpec, ...], Field(min_length=1)] = CANDIDATES,
     evaluate: EvaluateSpec = EvaluateSpec(),  # noqa: B008
     gate: GateSpec = GateSpec(),  # noqa: B008

@@ -94,20 +94,20 @@ def _write_artifact(
     import quant
     from infra.engines.chat import load_tokenizer
     from tasks.curate import load
-    from tasks.distill import batches
     from tasks.teachers.hf import load_model
+    from tasks.training.examples import calibration
 
     torch.set_num_threads(settings().cores)
     torch.manual_seed(0)
     tokenizer = load_tokenizer(source)
     rows = load(dataset_id).split("train")
-    calibration = list(batches(rows, tokenizer, size=16, limit=spec.calibration))
+    batches = list(calibration(rows, tokenizer, size=16, limit=spec.calibration))
 
     def told(done: int, total: int, what: str) -> None:
         if progress:
             progress(done, total, f"{spec.title}, {what}" if what.startswith("KL") else spec.title)
 
-    model = quant.quantize(load_model(str(source)), spec.method, calibration, progress=told)
+    model = quant.quantize(load_model(str(source)), spec.method, batches, progress=told)
     tokenizer.save_pretrained(folder)
     quant.export(model, folder / "model.gguf" if spec.format == "gguf" else folder, spec.format, source)
     manifest = json.loads((source / "flywheel.json").read_text())

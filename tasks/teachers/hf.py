@@ -150,7 +150,7 @@ class LocalTeacher:
         """
         import torch
 
-        from tasks.trainer import logits_at
+        from tasks.training.forward import logits_at
 
         model = load_model(self.path).eval()
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))

@@ -42,6 +42,7 @@ def test_help_of_run_shows_each_parameter_with_its_default(tmp_path: Path) -> No
             "Input should be 2, 3, 4, 5, 6 or 8",
         ),
         (("run", "--workload", "x", "--distill.rank", "0"), "--distill.rank '0'"),
+        (("run", "--workload", "x", "--distill.learn", "imitatio"), "'imitation', 'logits'"),
         (("run", "--workload", "x", "--gate.margn", "0.1"), "--gate.margn"),
         (("curate", "--workload", "nobody.knows"), "nobody.knows"),
         (("ingest", "jsonl", "/does/not/exist.jsonl"), "/does/not/exist.jsonl"),

@@ -11,14 +11,15 @@ from infra.engines import load
 from infra.settings import SetupError
 from quant.methods import GPTQ, RTN
 from tasks.curate import CurateSpec, curate
-from tasks.distill import DistillSpec, distill
+from tasks.distill import distill
 from tasks.ingest import ingest
 from tasks.quantize import CandidateSpec, quantize
 from tasks.sources import JSONL
+from tasks.students import Causal
 from tests.conftest import living_in
 from tests.shop_log import WORKLOAD, write_log
 
-SPEC = DistillSpec(epochs=1, rank=4, alpha=8, learning_rate=1e-3)
+SPEC = Causal(epochs=1, rank=4, alpha=8, learning_rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_the_same_dataset_and_spec_give_the_same_student_without_training(
     steps: list[int] = []
     again = distill(dataset, SPEC, progress=lambda done, total, what: steps.append(done))
     assert (again["student_id"], steps) == (student["student_id"], [])
-    other = distill(dataset, DistillSpec(epochs=1, rank=2, alpha=4, learning_rate=1e-3))
+    other = distill(dataset, Causal(epochs=1, rank=2, alpha=4, learning_rate=1e-3))
     assert other["student_id"] != student["student_id"]
 
 
@@ -76,17 +77,17 @@ def test_the_student_knows_which_prefix_it_has_learned(dataset: str, student: di
 
 
 def test_examples_that_are_too_long_are_counted_and_none_left_is_said(dataset: str) -> None:
-    short = distill(dataset, DistillSpec(epochs=1, rank=2, alpha=4, max_length=120))
+    short = distill(dataset, Causal(epochs=1, rank=2, alpha=4, max_length=120))
     assert short["too_long"] > 0
     with pytest.raises(SetupError, match=r"max_length=16.*raise distill\.max_length"):
-        distill(dataset, DistillSpec(max_length=16))
+        distill(dataset, Causal(max_length=16))
 
 
 @pytest.mark.parametrize("base", ["/does/not/exist", "PLAIN_FOLDER"])
 def test_a_base_that_is_no_model_is_named(dataset: str, tmp_path: Path, base: str) -> None:
     base = str(tmp_path) if base == "PLAIN_FOLDER" else base
     with pytest.raises(SetupError, match=base):
-        distill(dataset, DistillSpec(base=base))
+        distill(dataset, Causal(base=base))
 
 
 @pytest.mark.parametrize("format", ["gguf", "compressed_tensors"])

@@ -1,0 +1,6 @@
+"""The menu of lessons: one line a way to learn. Specs only; importing them loads no torch."""
+
+from tasks.lessons.imitation import Imitation as Imitation
+from tasks.lessons.logits import Logits as Logits
+
+Learn = Imitation | Logits

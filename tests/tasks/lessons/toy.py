@@ -1,0 +1,33 @@
+"""A tiny model with a LoRA, sequences for it, and a teacher of random distributions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tasks.lessons.logits import TopK
+from tasks.training.examples import Example
+
+EXAMPLES = [Example([5 + (7 * n + i) % 40 for i in range(6 + n % 5)], 3, 1.0 + n % 2, True, n) for n in range(24)]
+
+
+def small_model() -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+
+
+def teacher_of(examples: Sequence[Example]) -> TopK:
+    generator = torch.Generator().manual_seed(1)
+    found = {}
+    for e in examples:
+        logp = torch.randn(len(e.ids) - e.prompt, 64, generator=generator).log_softmax(-1)
+        values, ids = logp.topk(8)
+        found[e.row] = values.half(), ids.int()
+    return found
