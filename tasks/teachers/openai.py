@@ -3,13 +3,13 @@
 Several requests are under way at a time, each answer is kept as soon as it is there (`cache.py`), and what goes wrong
 is told apart:
 
-| the endpoint says                                 | what is done                                                     |
-|---------------------------------------------------|------------------------------------------------------------------|
-| 408, 409, 425, 429, 5xx; no answer, or half a one | TRIES tries, with pauses or after its own `Retry-After`           |
-| the same, and no try is left                      | the row has no answer; three such rows in a row stop the stage   |
-| 400, 413, 422: too long, filtered                 | the row has no answer, for that reason                           |
-| the same to the first twenty, and nothing else    | the stage stops: it is not the rows                              |
-| 401, 402, 403, 404, a redirection, quota used up  | the stage stops                                                  |
+| the endpoint says                                 | what is done                                               |
+|---------------------------------------------------|------------------------------------------------------------|
+| 408, 409, 425, 429, 5xx; no answer, or half a one | TRIES tries, with pauses or after its own `Retry-After`    |
+| the same, and no try is left                      | the row has no answer; three in a row stop the stage       |
+| 400, 413, 422: too long, filtered                 | the row has no answer, for that reason                     |
+| the same to the first twenty, and nothing else    | the stage stops: it is not the rows                        |
+| 401, 402, 403, 404, a redirection, quota used up  | the stage stops                                            |
 
 What was answered before a stage stops is kept, and the next run goes on from there.
 """
@@ -130,7 +130,7 @@ class EndpointTeacher:
         return {**plain, "model": self.model or request.get("model", ""), "stream": False, **wanted}
 
     def _ask(self, bodies: Mapping[str, dict[str, Any]], keep: Keep) -> None:
-        """Ask all, `parallel` at a time, and keep answers as they come, also those under way when something stops it."""
+        """Ask all, `parallel` at a time, and keep answers as they come, those under way at the end included."""
         waiting, flying = deque(bodies), dict[Future[Said], str]()
         stop, watch = threading.Event(), Watch(self)
         headers = {"content-type": "application/json"}
