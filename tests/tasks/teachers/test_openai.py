@@ -54,7 +54,9 @@ def test_answers_come_in_order_and_are_asked_for_once(database: str) -> None:
         one = teacher(endpoint)
         answers = one.answer([*asked, asked[3]], lambda *step: told.append(step))
         assert texts(answers) == [f"a of q{n}" for n in [*range(30), 3]] and len(endpoint.asked) == 30
-        assert endpoint.asked[0] == {**endpoint.asked[0], "model": "gpt-x", "stream": False} and "n" not in body(endpoint)
+        assert endpoint.asked[0] == {**endpoint.asked[0], "model": "gpt-x", "stream": False} and "n" not in body(
+            endpoint
+        )
         assert told[-1] == (30, 30, "teacher answers")
         again = teacher(endpoint)
         assert again.answer(asked) == answers[:30] and len(endpoint.asked) == 30
