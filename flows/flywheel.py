@@ -78,8 +78,11 @@ def learned(result: dict[str, Any]) -> list[str]:
         if data["prefix"]
         else "no prefix baked"
     )
+    use = {"cost_usd": 0.0, **data.get("teacher_use", {})}
+    paid = [f"the teacher answered {use['asked']:,} requests for {use['cost_usd']:,.2f} USD"] if use["cost_usd"] else []
     return [
         f"{data['train']:,} interactions to train, {data['validation']:,} to validate, {data['holdout']:,} held out",
         f"feedback used: {said}; {baked}",
+        *paid,
         "",
     ]

@@ -19,7 +19,7 @@ from tasks.ingest import workloads_of
 from tasks.policy import Judgement, meaning, of_conversation
 from tasks.similarity import number_of
 
-PAGE = 1000
+PAGE = 250  # a response with log-probabilities takes up to a megabyte
 Key = tuple[datetime, str, str]
 """An interaction's place in time, the same in every database: time, source and external id."""
 

@@ -26,7 +26,7 @@ from infra.settings import SetupError, settings
 from tasks.metrics.latency import latency, throughput
 from tasks.metrics.size import size
 from tasks.scorecards import score, write_items
-from tasks.teachers import EndpointTeacher, LocalTeacher, LoggedTeacher, Question, teacher_for
+from tasks.teachers import Answer, EndpointTeacher, LocalTeacher, LoggedTeacher, Question, teacher_for
 from tasks.teachers.answers import GIVEN_UP
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 Message = dict[str, Any]
+PAGE = 500
 
 
 @dataclass(frozen=True)
@@ -204,17 +205,24 @@ def _asked(teacher: EndpointTeacher | LoggedTeacher, dataset: "Dataset", progres
     """A teacher's answers to the requests exactly as the application sent them, as far as they were stored."""
     from sqlalchemy import select
 
+    from infra.database.among import among
     from infra.database.session import session
     from infra.database.tables import Interaction
 
     rows = dataset.split("holdout")
-    sent: dict[int, dict[str, Any]] = {}
-    with session(write=False) as db:
-        for start in range(0, len(rows), 500):  # SQLite limits the parameters of one statement
-            ids = [row["interaction_id"] for row in rows[start : start + 500]]
-            found = db.execute(select(Interaction.id, Interaction.request).where(Interaction.id.in_(ids)))
-            sent |= {number: request for number, request in found}
-    answers = teacher.answer([Question(r["interaction_id"], sent[r["interaction_id"]]) for r in rows], progress)
+    answers: list[Answer] = []
+
+    def told(done: int, _: int, what: str) -> None:
+        if progress:
+            progress(len(answers) + done, len(rows), what)
+
+    for start in range(0, len(rows), PAGE):
+        ids = [row["interaction_id"] for row in rows[start : start + PAGE]]
+        with session(write=False) as db:
+            found = db.execute(select(Interaction.id, Interaction.request).where(among(db, Interaction.id, ids)))
+            sent = {number: request for number, request in found}
+        page = teacher.answer([Question(number, sent[number]) for number in ids], told)
+        answers += [answer._replace(logprobs=None) for answer in page]  # long, and of no use here
     reasons = Counter(answer.reason for answer in answers if answer.message is None)
     if failed := reasons[GIVEN_UP]:
         raise SetupError(

@@ -52,6 +52,7 @@ def through(
     known = recall(keys)
     tally.recalled += sum(key in known for key in keys)
     # Of those with one request the earliest is asked for.
+    total = len(set(keys))
     open_ones = {key: n for n, key in reversed(list(enumerate(keys))) if key not in known}
 
     def keep(answers: Mapping[str, Answer]) -> None:
@@ -60,7 +61,7 @@ def through(
         known.update(found)
         if progress:
             spent = f", {tally.cost:.2f} USD" if tally.cost else ""
-            progress(len(known), len(set(keys)), f"teacher answers{spent}")
+            progress(len(known), total, f"teacher answers{spent}")
 
     if open_ones:
         ask({key: bodies[n] for key, n in sorted(open_ones.items(), key=lambda item: item[1])}, keep)

@@ -18,7 +18,7 @@ Endpoints give the distribution of their own choice: vLLM's is that of the model
 
 import math
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -130,18 +130,20 @@ def _hashable(token: str | list[int]) -> Token:
 
 def _ids(tokens: set[Token], tokenizer: Any) -> dict[Token, int]:
     """The student's ids of the tokens that it has too."""
-    added = tokenizer.get_added_vocab()
-    in_bytes = _has(tokenizer, NEWLINE_IN_BYTES)
+    vocabulary, added = _vocabulary(tokenizer)
+    in_bytes = NEWLINE_IN_BYTES in vocabulary
     found: dict[Token, int] = {}
     for token in tokens:
-        if isinstance(token, str) and token in added:
-            found[token] = added[token]
-            continue
-        for name in _names(token, in_bytes):
-            if _has(tokenizer, name):
-                found[token] = tokenizer.convert_tokens_to_ids(name)
-                break
+        names = [token] if isinstance(token, str) and token in added else _names(token, in_bytes)
+        if name := next((name for name in names if name in vocabulary), None):
+            found[token] = vocabulary[name]
     return found
+
+
+@lru_cache(maxsize=2)
+def _vocabulary(tokenizer: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """All tokens, and those that were added and are written as they are: made anew it takes longer than a row."""
+    return tokenizer.get_vocab(), tokenizer.get_added_vocab()
 
 
 def _names(token: Token, in_bytes: bool) -> list[str]:
@@ -163,9 +165,3 @@ def _letters() -> dict[int, str]:
 
     letters: dict[int, str] = bytes_to_unicode()
     return letters
-
-
-def _has(tokenizer: Any, name: str) -> bool:
-    """Whether a vocabulary has a token of that name; what is not in it becomes "unknown"."""
-    number = tokenizer.convert_tokens_to_ids(name)
-    return number is not None and tokenizer.convert_ids_to_tokens(number) == name

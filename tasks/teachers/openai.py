@@ -135,8 +135,12 @@ class EndpointTeacher:
         stop, watch = threading.Event(), Watch(self)
         headers = {"content-type": "application/json"}
         headers |= {"authorization": f"Bearer {self.key}"} if self.key else {}
-        limits = httpx.Timeout(self.timeout, connect=min(10, self.timeout))
-        with httpx.Client(headers=headers, timeout=limits) as client, ThreadPoolExecutor(self.parallel) as pool:
+        patience = httpx.Timeout(self.timeout, connect=min(10, self.timeout))
+        lines = httpx.Limits(max_connections=self.parallel, max_keepalive_connections=self.parallel)
+        with (
+            httpx.Client(headers=headers, timeout=patience, limits=lines) as client,
+            ThreadPoolExecutor(self.parallel) as pool,
+        ):
             try:
                 while (waiting and not watch.problem) or flying:
                     while waiting and not watch.problem and self._may_begin(len(flying)):

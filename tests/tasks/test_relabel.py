@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 from prefect.states import Failed
+from sqlalchemy import select
 
 import tasks.teachers.pace
 from flows.stage import _may_help
@@ -155,7 +157,10 @@ def test_a_dataset_has_the_log_probabilities_of_exactly_the_answer_that_is_imita
                 [example] = encode(tokenizer, [row], 1024)
                 found = top_k_of(logprobs, tokenizer, example.ids, example.prompt)
                 assert not isinstance(found, str) and (found[0][:-1, 0] == -0.25).all()
-    assert b"bob" not in b"".join(file.read_bytes() for file in (tmp_path / "home").rglob("*") if file.is_file())
+        with session(write=False) as db:
+            [redacted] = db.scalars(select(Interaction.response).where(Interaction.external_id == "r7"))
+            [plain] = db.scalars(select(Interaction.response).where(Interaction.external_id == "r8"))
+        assert "logprobs" not in redacted["choices"][0] and plain["choices"][0]["logprobs"]
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +176,19 @@ def test_a_line_whose_response_is_null_is_unlabelled_traffic(database: str, tmp_
     with session(write=False) as db:
         found = {row.external_id: row.response for row in db.query(Interaction)}
     assert found.keys() == {"r0", "r1"} and answer_of(found["r1"]) is None
+
+
+def test_a_students_answer_that_people_vouch_for_brings_no_log_probabilities(home: Path, tokenizer: Any) -> None:
+    mine = [{**spelled(tokenizer, f"student {n}"), "model": "flywheel:w/1"} for n in range(5)]
+    put(*(record(n, response=mine[n]) for n in range(5)), *(thumb(n) for n in range(5)))
+    put(*(record(n, response=spelled(tokenizer, f"teacher {n}")) for n in range(5, 30)))
+    made = curate("w", SPEC)
+    assert made["origins"] == {"logged": 30} and made["logprobs"] == 25
+
+
+def test_a_dataset_that_was_frozen_before_there_were_any_has_none(home: Path) -> None:
+    put(*(record(n) for n in range(30)))
+    dataset = load(curate("w", SPEC)["dataset_id"])
+    file = Path(dataset.path) / "train.parquet"
+    parquet.write_table(parquet.read_table(file).drop_columns("logprobs"), file)
+    assert list(dataset.logprobs("train")) == [None] * len(dataset.split("train"))

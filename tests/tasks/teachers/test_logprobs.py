@@ -166,7 +166,7 @@ def test_a_sentencepiece_vocabulary_has_other_names_for_spaces_and_bytes() -> No
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    names = ["<unk>", "<|end|>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "o", "n", "▁o", "▁on"]
+    names = ["<unk>", "<|end|>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "o", "n", "▁o", "▁on", "\ufffd"]
     vocabulary = {name: number for number, name in enumerate(names)}
     made = Tokenizer(
         models.BPE(vocab=vocabulary, merges=[("▁", "o"), ("▁o", "n")], unk_token="<unk>", byte_fallback=True)
@@ -176,7 +176,8 @@ def test_a_sentencepiece_vocabulary_has_other_names_for_spaces_and_bytes() -> No
     other = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>", unk_token="<unk>")
     ids = other(" on\né", add_special_tokens=False)["input_ids"]
     assert [other.convert_ids_to_tokens(i) for i in ids] == ["▁on", "<0x0A>", "<0xC3>", "<0xA9>"]
-    said_so = [[" on", -0.1, [["\n", -2.5]]], ["\n", -0.1, []], [[195], -0.1, []], [[169], -0.1, [["<|end|>", -3.0]]]]
+    line = ["\n", -0.1, [["\ufffd", -2.6]]]
+    said_so = [[" on", -0.1, [["\n", -2.5]]], line, [[195], -0.1, []], [[169], -0.1, [["<|end|>", -3.0]]]]
     found = top_k_of(said_so, other, ids, 0)
     assert not isinstance(found, str), found
     assert found[1].tolist() == [[ids[1], ids[0]], [ids[1], 0], [ids[2], 0], [1, ids[3]]]

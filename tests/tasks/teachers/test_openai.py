@@ -54,9 +54,7 @@ def test_answers_come_in_order_and_are_asked_for_once(database: str) -> None:
         one = teacher(endpoint)
         answers = one.answer([*asked, asked[3]], lambda *step: told.append(step))
         assert texts(answers) == [f"a of q{n}" for n in [*range(30), 3]] and len(endpoint.asked) == 30
-        assert endpoint.asked[0] == {**endpoint.asked[0], "model": "gpt-x", "stream": False} and "n" not in body(
-            endpoint
-        )
+        assert all(body.keys() == {"model", "messages", "stream"} and not body["stream"] for body in endpoint.asked)
         assert told[-1] == (30, 30, "teacher answers")
         again = teacher(endpoint)
         assert again.answer(asked) == answers[:30] and len(endpoint.asked) == 30
@@ -64,10 +62,6 @@ def test_answers_come_in_order_and_are_asked_for_once(database: str) -> None:
         assert one.tally.report()["completion_tokens"] == 150
         other = teacher(endpoint, model="newer")
         assert other.answer(asked[:2]) == answers[:2] and len(endpoint.asked) == 32, "another model is another teacher"
-
-
-def body(endpoint: Any) -> dict[str, Any]:
-    return dict(endpoint.asked[0])
 
 
 def test_so_many_are_under_way_and_never_more(home: Path) -> None:
