@@ -87,6 +87,9 @@ def learned(result: dict[str, Any]) -> list[str]:
             [f"feedback used: {said}", *([prompt(students["causal"], data["prefix"])] if "causal" in students else [])]
         ),
     ]
+    use = {"cost_usd": 0.0, **data.get("teacher_use", {})}
+    if use["cost_usd"]:
+        lines.append(f"the teacher answered {use['asked']:,} requests for {use['cost_usd']:,.2f} USD")
     if "classifier" in students:
         made = students["classifier"]
         lines.append(f"classifier: {made['labels']:,} answers, {made['doubted']:,} rows left out as likely mistakes")

@@ -19,7 +19,7 @@ from tasks.ingest import workloads_of
 from tasks.policy import Judgement, meaning, of_conversation
 from tasks.similarity import number_of
 
-PAGE = 1000
+PAGE = 250  # a response with log-probabilities takes up to a megabyte
 Key = tuple[datetime, str, str]
 """An interaction's place in time, the same in every database: time, source and external id."""
 
@@ -33,12 +33,15 @@ class Case:
         student: Whether a student of ours gave it.
         opinions: What was said of it, not of its conversation.
         messages, tools: What the student will read.
+        logprobs: The teacher's of `expected`, where that is word for word its answer (tasks/teachers/logprobs.py).
+        unanswered: Why the teacher, who was asked, gave no answer.
     """
 
     id: int
     key: Key
     conversation: str
     request: dict[str, Any]
+    response: dict[str, Any]
     answer: dict[str, Any] | None
     student: bool
     latency_ms: float | None
@@ -51,6 +54,8 @@ class Case:
     tools: list[dict[str, Any]] | None = None
     expected: dict[str, Any] | None = None
     origin: str = "logged"
+    logprobs: list[Any] | None = None
+    unanswered: str = ""
 
     def row(self) -> dict[str, Any]:
         rejected = self.judgement.rejected
@@ -61,7 +66,7 @@ class Case:
             "weight": self.judgement.weight if self.origin != "relabelled" else 1.0,
             "rejected": None if rejected is None or meaning(rejected) == meaning(self.expected or {}) else rejected,
             "latency_ms": self.latency_ms, "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
+            "completion_tokens": self.completion_tokens, "logprobs": self.logprobs,
         }  # fmt: skip
 
     def sameness(self) -> int:
@@ -114,8 +119,8 @@ class Window(NamedTuple):
                 page = [
                     Case(
                         row.id, (row.at, row.source, row.external_id), row.conversation, row.request,
-                        answer_of(row.response), is_student(row.model), row.latency_ms, row.prompt_tokens,
-                        row.completion_tokens,
+                        row.response, answer_of(row.response), is_student(row.model), row.latency_ms,
+                        row.prompt_tokens, row.completion_tokens,
                     )
                     for row in rows
                 ]  # fmt: skip

@@ -152,7 +152,7 @@ def _write_artifact(
 def _causal(source: Path, rows: list[dict[str, Any]]) -> tuple[Any, list[Any]]:
     """A causal student, and rows as it is calibrated on them."""
     from infra.engines.chat import load_tokenizer
-    from tasks.teachers.local import load_model
+    from tasks.teachers.hf import load_model
     from tasks.training.examples import calibration
 
     return load_model(str(source)), list(calibration(rows, load_tokenizer(source), size=16, limit=len(rows)))

@@ -104,10 +104,22 @@ def ready(entry: Found, redact: Redactor) -> Found:
         else:
             named = ("client", "conversation", "request", "response")
             left = redact.value({name: getattr(row, name) for name in named})
-            row = row._replace(**{**left, "request": dumps(left["request"]), "response": dumps(left["response"])})
+            response = _unspelled(row.response, left["response"])
+            row = row._replace(**{**left, "request": dumps(left["request"]), "response": dumps(response)})
     except Rejected as problem:
         return Record(entry.where, entry.raw, None, str(problem), entry.digest)
     return Record(entry.where, entry.raw, row, "", entry.digest)
+
+
+def _unspelled(said: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:
+    """A redacted response without the log-probabilities that spell out, token by token, what was redacted in it."""
+    if left is said:
+        return left
+    choices = [
+        {name: value for name, value in after.items() if name != "logprobs" or after["message"] == before["message"]}
+        for before, after in zip(said.get("choices") or (), left.get("choices") or (), strict=True)
+    ]
+    return {**left, "choices": choices} if choices else left
 
 
 def _digest(entry: Found) -> str:

@@ -10,7 +10,7 @@ from tasks.training.examples import Example
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.teachers.local import LocalTeacher
+    from tasks.teachers.hf import LocalTeacher
 
 Progress = Callable[[int, int, str], None]
 

@@ -60,7 +60,7 @@ def teacher_logits(desk: Desk, k: int) -> TopK:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from tasks.teachers.local import model_fingerprint
+    from tasks.teachers.hf import model_fingerprint
 
     assert desk.teacher is not None
     name = f"teacher-{model_fingerprint(desk.teacher.path)[:12]}-{len(desk.examples)}-top{k}.safetensors"
@@ -90,8 +90,16 @@ def followed(group: Sequence[Example], known: TopK) -> tuple["Tensor", "Tensor",
 
 
 def top_k_kl(teacher: "Tensor", student: "Tensor") -> "Tensor":
-    """KL(teacher ‖ student) over k tokens and one bucket for all the others; log-probabilities [n, k] → [n]."""
-    p = teacher.exp()
+    """KL(teacher ‖ student) over k tokens and one bucket for all the others; log-probabilities [n, k] → [n].
+
+    What the k leave of the teacher's mass is held against what the student gives all other tokens together, so nothing
+    is said of how either spreads it: this is the whole KL of a teacher that spreads its rest as the student does, and
+    never more than that of the real one (the data-processing inequality). A token at -inf is none: it fills up a
+    position of which fewer are known, and leaves the student's mass there in the bucket. Where nothing is known, 0.
+    """
+    there = teacher > float("-inf")
+    p, q = teacher.exp(), (student.exp() * there)
     rest_p = (1 - p.sum(-1)).clamp_min(1e-6)
-    rest_q = (1 - student.exp().sum(-1)).clamp_min(1e-6)
-    return (p * (teacher - student)).sum(-1) + rest_p * (rest_p.log() - rest_q.log())
+    rest_q = (1 - q.sum(-1)).clamp_min(1e-6)
+    apart = (teacher - student).masked_fill(~there, 0)
+    return (p * apart).sum(-1) + rest_p * (rest_p.log() - rest_q.log())

@@ -24,7 +24,7 @@ from infra.settings import SetupError, settings
 from tasks.answers import MOST
 from tasks.lessons.lesson import Progress
 from tasks.policy import meaning
-from tasks.teachers.local import model_fingerprint
+from tasks.teachers.hf import model_fingerprint
 
 if TYPE_CHECKING:
     from tasks.frozen import Dataset

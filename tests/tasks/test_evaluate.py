@@ -46,7 +46,7 @@ def frozen(expected: list[dict[str, Any]], prefix: Prefix | None = PREFIX, laten
             request = {"model": "gpt-x", "messages": messages, "tools": tools, "stream": True, "stream_options": {}}
             made = Interaction(
                 source="test", external_id=uuid4().hex, workload="shop", conversation=f"c{i}", at=datetime.now(UTC),
-                request=request, response={},
+                request=request, response={"choices": [{"message": answer}]} if answer else {},
             )  # fmt: skip
             db.add(made)
             db.flush()
@@ -56,8 +56,8 @@ def frozen(expected: list[dict[str, Any]], prefix: Prefix | None = PREFIX, laten
                     "interaction_id": made.id, "record": f"{i}", "conversation": f"c{i}", "at": made.at.isoformat(),
                     "messages": messages[1:] if prefix else messages, "tools": None if prefix else tools,
                     "expected": corrected or answer, "logged": answer, "rejected": None, "weight": 1.0,
-                    "origin": "correction" if corrected else "logged", "latency_ms": latency and latency + i, "prompt_tokens": None,
-                    "completion_tokens": None,
+                    "origin": "correction" if corrected else "logged", "latency_ms": latency and latency + i,
+                    "prompt_tokens": None, "completion_tokens": None, "logprobs": None,
                 }
             )  # fmt: skip
     result = freeze("shop", [("holdout", row) for row in rows], prefix, {}, dict, None)
