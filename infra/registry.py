@@ -302,7 +302,8 @@ def _at_hand(workload: str, found: Any, location: str, tag: str) -> Version:
             download(location, folder)
     if (actual := artifact_hash(folder)) != digest:
         raise SetupError(
-            f"champion {number} of {workload!r} has files with hash {actual[:12]}, registered was {digest[:12]}; "
+            f"the {tag.removesuffix('_hash')} of champion {number} of {workload!r} has files with hash {actual[:12]}, "
+            f"registered was {digest[:12]}; "
             f"restore {folder}, or `flywheel release --rollback --workload {workload}`"
         )
     return Version(workload, number, folder, digest, tags)

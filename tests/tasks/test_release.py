@@ -127,6 +127,20 @@ def test_the_cheapest_of_those_that_pass_serves_and_the_rejected_are_not_registe
     assert "- int2: reject; on the holdout 80.0% right against 100.0%" in text
 
 
+def test_the_student_s_adapter_is_registered_with_what_serves() -> None:
+    turn = Turn("adapted")
+    adapter = settings().home / "students" / turn.dataset_id / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_model.safetensors").write_bytes(b"A and B")
+    with session() as db:
+        db.get_one(Student, turn.dataset_id).path = str(adapter.parent)
+    turn.scored("teacher")
+    turn.model("int4")
+    release(turn.dataset_id, SPEC)
+    found = registry.champion_adapter("adapted")
+    assert found is not None and (found.folder / "adapter_model.safetensors").read_bytes() == b"A and B"
+
+
 def test_doing_it_again_changes_nothing() -> None:
     turn = Turn("again")
     turn.scored("teacher")
