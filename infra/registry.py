@@ -1,27 +1,26 @@
 """Where served models are kept: MLflow's model registry, one registered model a workload.
 
-A version is an artifact folder as an engine loads it, byte for byte, with the hash of its files as a tag. Two aliases
-move: `champion` serves, `previous` served before it. By default MLflow writes SQLite and a folder in the home;
+A version is an artifact folder as an engine loads it, byte for byte, with the hash of its files as a tag. The adapter
+that it was merged from lies beside it, with its MLflow run, and has a tag of its own. Two aliases move: `champion`
+serves, `previous` served before it. By default MLflow writes SQLite and a folder in the home;
 FLYWHEEL_MLFLOW names a server instead.
 """
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
-from urllib.request import url2pathname
+from urllib.parse import quote
 
 from infra.settings import SetupError, settings
-from infra.tracking import connected
+from infra.tracking import connected, download, local
 
 CHAMPION, PREVIOUS = "champion", "previous"
 HASH = "artifact_hash"
+ADAPTER, ADAPTER_HASH = "adapter", "adapter_hash"
 SERVED = "flywheel:"
 
 
@@ -72,6 +71,7 @@ def register(
     parameters: Mapping[str, Any],
     run_name: str,
     documents: Mapping[str, Any] | None = None,
+    adapter: Path | None = None,
 ) -> tuple[str, str]:
     """Register an artifact folder as a version of the workload's model; returns (version, MLflow run id).
 
@@ -83,6 +83,7 @@ def register(
         tags: On run and version alike; `artifact_hash` is added.
         parameters: How the artifact was made.
         documents: JSON documents kept with the run, by file name.
+        adapter: The folder of the adapter that the artifact's weights were merged from, kept with the run.
 
     Raises:
         SetupError: MLflow cannot be reached or refuses.
@@ -95,6 +96,8 @@ def register(
         if known := _registered(client, workload, digest):
             return known
         labels = {**tags, HASH: digest, "workload": workload}
+        if adapter is not None:
+            labels[ADAPTER_HASH] = artifact_hash(adapter)
         run_id = client.create_run(_experiment(client, workload), tags=labels, run_name=run_name).info.run_id
         try:
             now = get_current_time_millis()
@@ -106,6 +109,8 @@ def register(
             )
             for name, document in (documents or {}).items():
                 client.log_dict(run_id, document, name)
+            if adapter is not None:
+                client.log_artifacts(run_id, str(adapter), ADAPTER)
             version = _store(client, workload, folder, run_id, labels)
         except BaseException:
             client.set_terminated(run_id, "FAILED")
@@ -158,20 +163,25 @@ def champion(workload: str) -> Version | None:
         found = _by_alias(client, workload, CHAMPION)
         if found is None:
             return None
-        number, tags = str(found.version), dict(found.tags)
-        location = client.get_model_version_download_uri(found.name, number)
-        digest = tags.get(HASH, "")
-        folder = _local(location)
-        if folder is None:
-            folder = settings().home / "serving" / quote(workload, safe="") / number
-            if not folder.exists() or artifact_hash(folder) != digest:
-                _download(location, folder)
-    if (actual := artifact_hash(folder)) != digest:
-        raise SetupError(
-            f"champion {number} of {workload!r} has files with hash {actual[:12]}, registered was {digest[:12]}; "
-            f"restore {folder}, or `flywheel release --rollback --workload {workload}`"
-        )
-    return Version(workload, number, folder, digest, tags)
+        return _at_hand(workload, found, client.get_model_version_download_uri(found.name, found.version), HASH)
+
+
+def champion_adapter(workload: str) -> Version | None:
+    """The adapter of the version that serves, likewise; None if nothing serves.
+
+    Raises:
+        SetupError: MLflow cannot be reached, none was registered, or the files are not what was registered.
+    """
+    with _mlflow() as client:
+        found = _by_alias(client, workload, CHAMPION)
+        if found is None:
+            return None
+        if ADAPTER_HASH not in found.tags:
+            raise SetupError(
+                f"champion {found.version} of {workload!r} was registered without an adapter; begin with the base"
+            )
+        location = f"{client.get_run(found.run_id).info.artifact_uri.rstrip('/')}/{ADAPTER}"
+        return _at_hand(workload, found, location, ADAPTER_HASH)
 
 
 def promote(workload: str, version: str) -> None:
@@ -281,22 +291,19 @@ def _by_alias(client: Any, workload: str, alias: str) -> Any | None:
         raise
 
 
-def _local(location: str) -> Path | None:
-    """The folder on this machine that an artifact location names, if it does and it is there."""
-    address = urlsplit(location)
-    if address.scheme not in ("", "file"):
-        return None
-    folder = Path(url2pathname(address.path) if address.scheme else unquote(location))
-    return folder if folder.is_dir() else None
-
-
-def _download(location: str, folder: Path) -> None:
-    from mlflow.artifacts import download_artifacts
-
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fetched = download_artifacts(location, dst_path=str(partial), tracking_uri=settings().mlflow_uri)
-    shutil.rmtree(folder, ignore_errors=True)
-    Path(fetched).rename(folder)
-    shutil.rmtree(partial, ignore_errors=True)
+def _at_hand(workload: str, found: Any, location: str, tag: str) -> Version:
+    """What a version's location holds, on this machine and verified by the hash that the tag has."""
+    number, tags = str(found.version), dict(found.tags)
+    digest = tags.get(tag, "")
+    folder = local(location)
+    if folder is None:
+        folder = settings().home / "serving" / quote(workload, safe="") / (number if tag == HASH else f"{number}.{tag}")
+        if not folder.exists() or artifact_hash(folder) != digest:
+            download(location, folder)
+    if (actual := artifact_hash(folder)) != digest:
+        raise SetupError(
+            f"the {tag.removesuffix('_hash')} of champion {number} of {workload!r} has files with hash {actual[:12]}, "
+            f"registered was {digest[:12]}; "
+            f"restore {folder}, or `flywheel release --rollback --workload {workload}`"
+        )
+    return Version(workload, number, folder, digest, tags)

@@ -1,13 +1,16 @@
-"""The way to an MLflow server or store: its client, and one line for what goes wrong on the way."""
+"""The way to an MLflow server or store: its client, its files, and one line for what goes wrong on the way."""
 
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from infra.settings import SetupError, settings
 
@@ -76,3 +79,25 @@ def _client(uri: str) -> Any:
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def local(location: str) -> Path | None:
+    """The folder on this machine that an artifact location names, if it does and it is there."""
+    address = urlsplit(location)
+    if address.scheme not in ("", "file"):
+        return None
+    folder = Path(url2pathname(address.path) if address.scheme else unquote(location))
+    return folder if folder.is_dir() else None
+
+
+def download(location: str, folder: Path) -> None:
+    """Fetch what lies at an artifact location into a folder, whole or not at all."""
+    from mlflow.artifacts import download_artifacts
+
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fetched = download_artifacts(location, dst_path=str(partial), tracking_uri=settings().mlflow_uri)
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(fetched).rename(folder)
+    shutil.rmtree(partial, ignore_errors=True)

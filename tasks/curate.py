@@ -2,6 +2,7 @@
 
 The holdout is the latest traffic. What came before trains, unless it belongs to a conversation or near-duplicate
 cluster of the holdout, or ever was in one; validation is a random part of it, by whole conversations and clusters.
+Answers from that time that were objected to are kept apart, as `disliked`: students learn from them what not to say.
 Every interaction ends in one split or under one reason in `left_out`.
 
 Traffic is read three times, a page at a time: for what requests share, to enter each interaction into a ledger of a few
@@ -29,7 +30,7 @@ from infra.settings import SetupError
 from tasks.answers import Answers
 from tasks.cases import Case, Window
 from tasks.frozen import Dataset, freeze, load
-from tasks.ledger import NOTHING, Fault, Ledger
+from tasks.ledger import NOTHING, OBJECTED, Fault, Ledger
 from tasks.policy import Judgement
 from tasks.relabel import Relabel, Relabeller
 from tasks.similarity import Hashes, NearDuplicates, template
@@ -82,7 +83,7 @@ def curate(
     The same rows and spec give the same id, in whatever order and database they are stored.
 
     Returns:
-        dataset_id, workload, path, the number of rows in train, validation and holdout, and the report: where every
+        dataset_id, workload, path, the number of rows in each split (`frozen.SPLITS`), and the report: where every
         interaction went, what feedback did, how many clusters, whether the answers are a closed set, and what baking
         saves of the prompt.
 
@@ -102,13 +103,15 @@ def curate(
             if progress:
                 progress(len(ledger), spec.max_rows, "curate")
         clusters = near.clusters(progress)
-    entries = Entries(ledger.ids, ledger.conversations, clusters, ledger.lots)
+    entries = Entries(np.arange(len(ledger)), ledger.ids, ledger.conversations, clusters, ledger.lots)
     left_out: Counter[str] = Counter()
-    usable, judgements = ledger.judged(relabeller.asks, left_out)
+    usable, disliked, judgements = ledger.judged(relabeller.asks, left_out)
+    left_out[OBJECTED] = len(disliked)
     if len(usable) < spec.min_rows:
         raise too_small(workload, f"{len(usable)} usable rows, under min_rows={spec.min_rows}", len(ledger), left_out)
     held_out = entries.take(np.isin(entries.ids, held_out_before(workload)))
-    splits = split(entries.take(usable), spec.holdout, spec.validation, held_out, left_out)
+    splits = split(entries.take(usable), entries.take(disliked), spec.holdout, spec.validation, held_out, left_out)
+    left_out[OBJECTED] -= len(splits["disliked"])
     chosen = Chosen(window, prefix, ledger, splits, judgements, relabeller, clusters)
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -118,7 +121,7 @@ def curate(
 
     def check(sizes: dict[str, int]) -> None:
         if not sizes["train"] or not sizes["holdout"]:
-            found = ", ".join(f"{n} for {name}" for name, n in sizes.items())
+            found = ", ".join(f"{sizes[name]} for {name}" for name in ("train", "validation", "holdout"))
             raise too_small(workload, f"{found} after the split", len(ledger), left_out)
 
     return freeze(workload, rows(), prefix, asdict(spec), lambda: chosen.report(left_out, share), flow_run_id)
@@ -231,16 +234,19 @@ class Chosen:
             for case, place in mine:
                 complete(case, read_of(case.request, self.prefix))
                 case.judgement = self.judgements.get(place, NOTHING)
-                self.relabeller.decide(case)
+                if names[where[place] - 1] != "disliked":
+                    self.relabeller.decide(case)
             self.relabeller.ask([case for case, _ in mine])
             for case, place in mine:
-                if case.expected is None:
-                    self.unanswered[case.unanswered] += 1
-                else:
+                name = names[where[place] - 1]
+                if name != "disliked":
+                    if case.expected is None:
+                        self.unanswered[case.unanswered] += 1
+                        continue
                     self._count(case, int(self.clusters[place]))
-                    self.sizes[name := names[where[place] - 1]] += 1
                     self.answers.add(name, case.expected)
-                    yield name, case.row()
+                self.sizes[name] += 1
+                yield name, case.row()
 
     def _count(self, case: Case, cluster: int) -> None:
         self.rules[case.judgement.rule] += 1

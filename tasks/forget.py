@@ -185,7 +185,7 @@ def erase_from(dataset_id: str, target: Target, dry_run: bool) -> dict[str, Any]
         return {"dataset_id": dataset_id, "workload": row.workload, "forgotten": count, "answers": answers}
     genuine = [file for file in files if digest_of(file) in _digests(row.report, file.name)]
     copies = {file: rewritten(file, target.interactions) for file in files}
-    whole = sum(row.report[split] for split in SPLITS)
+    whole = sum(row.report.get(split, 0) for split in SPLITS)  # one that is older lacks the latest split
     report = {key: value for key, value in row.report.items() if key != "erasing"}
     pending = {file.name: digest_of(copies[file][0]) for file in genuine}
     _report(dataset_id, {**report, "erasing": pending})

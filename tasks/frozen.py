@@ -1,5 +1,7 @@
 """A frozen dataset on disk: one Parquet file a split under home/datasets/<id>, and its row in the database.
 
+Beside train, validation and holdout it has `disliked`: answers that were objected to, as `rejected`, with nothing
+expected in their place. An answer that somebody liked better is in train, where the request is the same.
 Messages, tools and answers are JSON text in the Parquet: their shape differs from row to row. The id hashes rows and
 spec, but not the rows' numbers in one database; the digests of the files stand in the report, and a dataset whose
 files are gone or changed is not read.
@@ -28,7 +30,7 @@ from infra.database.tables import DatasetItem
 from infra.prefix import Prefix
 from infra.settings import SetupError, settings
 
-SPLITS = ("train", "validation", "holdout")
+SPLITS = ("train", "validation", "holdout", "disliked")
 PAGE = 1000
 BATCH = 64  # rows with log-probabilities: some MB
 AS_JSON = ("messages", "tools", "expected", "logged", "rejected", "logprobs")
@@ -55,12 +57,14 @@ class Dataset:
     report: dict[str, Any]
 
     def split(self, name: str) -> list[dict[str, Any]]:
-        """The rows of "train", "validation" or "holdout", in order of time (tasks/cases.py: `Case.row`).
+        """The rows of one of SPLITS, in order of time (tasks/cases.py: `Case.row`).
 
         All but their log-probabilities, which are a hundred times as long as the rest.
         """
         import pyarrow.parquet  # type: ignore[import-untyped]
 
+        if f"{name}.parquet" not in self.report["files"]:
+            return []  # frozen before there was this split
         wanted = [column for column in COLUMNS if column != "logprobs"]
         table = pyarrow.parquet.read_table(Path(self.path) / f"{name}.parquet", columns=wanted)
         rows: list[dict[str, Any]] = table.to_pylist()

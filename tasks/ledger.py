@@ -8,7 +8,7 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,22 @@ from tasks.similarity import number_of
 
 Fault = Literal["", "another prefix than the baked one", "a request that is not only text"]
 FAULTS: tuple[Fault, ...] = ("", "another prefix than the baked one", "a request that is not only text")
+OBJECTED = "an answer that was objected to"
 NOTHING = Judgement("nothing")
+
+
+class Judged(NamedTuple):
+    """What the ledger makes of its entries.
+
+    Attributes:
+        usable: Entries to imitate and to measure by, in order of time.
+        disliked: Entries whose answer was objected to, in order of time.
+        judgements: What was said of an entry, where anything was.
+    """
+
+    usable: NDArray[np.int64]
+    disliked: NDArray[np.int64]
+    judgements: dict[int, Judgement]
 
 
 class Ledger:
@@ -71,10 +86,8 @@ class Ledger:
         """Random numbers of the entries, the same in every database."""
         return np.frombuffer(self._lots, np.uint64)
 
-    def judged(
-        self, asks: Callable[[bool, bool], bool], left_out: Counter[str]
-    ) -> tuple[NDArray[np.int64], dict[int, Judgement]]:
-        """The usable entries, and what was said of them where anything was.
+    def judged(self, asks: Callable[[bool, bool], bool], left_out: Counter[str]) -> Judged:
+        """The usable entries, the disliked ones, and what was said of them.
 
         Each request and answer counts once, the earliest; what was said of its copies is said of it. What was said of a
         conversation is said of its answer where it has just one.
@@ -88,18 +101,21 @@ class Ledger:
         sameness = np.frombuffer(self._sameness, np.uint64)
         firsts = np.sort(np.unique(sameness, return_index=True)[1])
         left_out["exact duplicate"] += len(sameness) - len(firsts)
-        usable = array("q")
+        usable, disliked = array("q"), array("q")
         judgements: dict[int, Judgement] = {}
         for entry in firsts.tolist():
             same = self._sameness[entry]
             judgement = NOTHING
             if said := self.opinions.get(same):
                 judgement = judgements[entry] = judge(self.answers[same], said)
-            if reason := self._unusable(entry, judgement, asks):
-                left_out[reason] += 1
-            else:
+            reason = self._unusable(entry, judgement, asks)
+            if not reason:
                 usable.append(entry)
-        return np.array(usable, np.int64), judgements
+            elif reason == OBJECTED:
+                disliked.append(entry)
+            else:
+                left_out[reason] += 1
+        return Judged(np.array(usable, np.int64), np.array(disliked, np.int64), judgements)
 
     def _hear_conversations(self) -> None:
         counts = Counter(self._conversations[entry] for entry in self.heard)
@@ -117,7 +133,7 @@ class Ledger:
         if not answered:
             return "no usable answer"
         if judgement.rule == "objection":
-            return "an answer that was objected to"
+            return OBJECTED
         if by_student and judgement.rule != "praise":
             return "a student's answer that nobody vouches for"
         return ""

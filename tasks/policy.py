@@ -3,16 +3,18 @@
 | said of the answer | imitated | in the holdout | weight | rejected sample |
 |---|---|---|---|---|
 | a correction | the correction | the correction | 2 | the answer, if it differs |
-| an objection: thumb down, rating in the lowest quarter | no | no | - | the answer, if the teacher is asked again |
+| an objection: thumb down, rating in the lowest quarter | no | no | - | the answer |
 | praise: thumb up, rating in the highest quarter | the answer | the answer | 1.5 | - |
 | nothing | the answer | the answer | 1 | - |
 
 The first line that applies counts: one objection outweighs any praise, and of several corrections the latest stands. A
 correction that repeats the answer is praise. A preference is praise with a rejected sample where the chosen side is the
-answer, a correction where it is not. A rating without a known scale (a metric's number) and a label say nothing here.
-What is said of one copy of a request and its answer is said of all. What is said of a whole conversation is said of its
-answer only where there is just one: among several, nobody knows which was meant. What is said before its interaction is
-logged waits for it; what is said of one that never comes stays where it is, and `flywheel traffic` counts it.
+answer, a correction where it is not. Better than an answer that was objected to is the correction or the praised answer
+of an equal request, and the teacher's, where it is asked again. A rating without a known scale (a metric's number) and
+a label say nothing here. What is said of one copy of a request and its answer is said of all. What is said of a whole
+conversation is said of its answer only where there is just one: among several, nobody knows which was meant. What is
+said before its interaction is logged waits for it; what is said of one that never comes stays where it is, and
+`flywheel traffic` counts it.
 """
 
 import json

@@ -183,10 +183,11 @@ def _register(
     """(version, MLflow run id) of a candidate that passed; its files must still be those that were scored."""
     from infra import registry
     from infra.database.session import session
-    from infra.database.tables import Candidate
+    from infra.database.tables import Candidate, Student
 
     with session(write=False) as db:
         candidate = db.get_one(Candidate, card.subject.partition(":")[2])
+        adapter = Path(db.get_one(Student, candidate.student_id).path) / registry.ADAPTER
     folder = Path(candidate.path)
     if registry.artifact_hash(folder) != candidate.artifact_hash:
         raise SetupError(f"candidate {candidate.id} is no longer what was scored; remove {folder} and quantize again")
@@ -206,6 +207,7 @@ def _register(
         parameters=_flat(candidate.spec),
         run_name=candidate.name,
         documents={"scorecard.json": card.metrics, "verdict.json": {"reasons": judgement.reasons}},
+        adapter=adapter if adapter.is_dir() else None,
     )
 
 

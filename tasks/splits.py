@@ -1,9 +1,12 @@
 """Train, validation and holdout without leaks: disjoint by conversation and near-duplicate cluster, the holdout latest.
 
-Near duplicates of a holdout item leave train, not the other way round: the holdout stays what the traffic was.
+Near duplicates of a holdout item leave train, not the other way round: the holdout stays what the traffic was. Disliked
+answers, from which preferences are learned, are kept from the train period alone, and as far from validation and
+holdout as train is.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +19,14 @@ class Entries:
     """What the split goes by, in order of time; each (n,).
 
     Attributes:
+        places: In the order of time of all traffic.
         ids: Of the interactions.
         conversations: A number for each conversation.
         clusters: A number for each near-duplicate cluster.
         lots: Random numbers.
     """
 
+    places: NDArray[np.int64]
     ids: NDArray[np.int64]
     conversations: NDArray[np.uint64]
     clusters: NDArray[np.int64]
@@ -29,20 +34,25 @@ class Entries:
 
     def take(self, which: Any) -> "Entries":
         """Those of a slice, a mask or of numbers."""
-        return Entries(self.ids[which], self.conversations[which], self.clusters[which], self.lots[which])
+        columns = (self.places, self.ids, self.conversations, self.clusters, self.lots)
+        return Entries(*(column[which] for column in columns))
 
 
 def split(
     usable: Entries,
+    disliked: Entries,
     holdout: float,
     validation: float,
     held_out: Entries,
     left_out: Counter[str],
 ) -> dict[str, NDArray[np.int64]]:
-    """Train, validation and holdout, as ids of interactions: disjoint by conversation and cluster.
+    """Train, validation, holdout and disliked, as ids of interactions: disjoint by conversation and cluster.
+
+    Disliked may share both with train, as another answer to the same request does.
 
     Args:
         usable: In order of time.
+        disliked: Those whose answer was objected to, in order of time.
         holdout: Share of all of them, the latest.
         validation: Share of what is left to train.
         held_out: What an earlier dataset held out.
@@ -55,13 +65,27 @@ def split(
     left_out["a conversation that began before the holdout"] += int(begun.sum())
     last = late.take(~begun)
     held = np.isin(early.ids, held_out.ids)
-    near = np.isin(early.clusters, last.clusters) | np.isin(early.clusters, held_out.clusters)
-    near |= np.isin(early.conversations, held_out.conversations)
+    near = _touch(early, [last, held_out])
     left_out["held out in an earlier dataset"] += int(held.sum())
     left_out["near a holdout item"] += int((near & ~held).sum())
     rest = early.take(~(near | held))
     drawn = _sample(rest, round(len(rest.ids) * validation))
-    return {"train": rest.ids[~drawn], "validation": rest.ids[drawn], "holdout": last.ids}
+    measured = [rest.take(drawn), last, held_out]
+    return {
+        "train": rest.ids[~drawn],
+        "validation": rest.ids[drawn],
+        "holdout": last.ids,
+        "disliked": disliked.ids[~_touch(disliked, measured) & (disliked.places < usable.places[cut])],
+    }
+
+
+def _touch(some: Entries, others: Sequence[Entries]) -> NDArray[np.bool_]:
+    """Which of some entries share interaction, conversation or cluster with any of the others."""
+    touch = np.zeros(len(some.ids), bool)
+    for other in others:
+        for mark in ("ids", "conversations", "clusters"):
+            touch |= np.isin(getattr(some, mark), getattr(other, mark))
+    return touch
 
 
 def _sample(rest: Entries, size: int) -> NDArray[np.bool_]:

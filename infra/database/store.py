@@ -104,14 +104,14 @@ def ready(entry: Found, redact: Redactor) -> Found:
         else:
             named = ("client", "conversation", "request", "response")
             left = redact.value({name: getattr(row, name) for name in named})
-            response = _unspelled(row.response, left["response"])
-            row = row._replace(**{**left, "request": dumps(left["request"]), "response": dumps(response)})
+            left["response"] = _unspelled(row.response, left["response"])
+            row = row._replace(**{**left, "request": dumps(left["request"]), "response": dumps(left["response"])})
     except Rejected as problem:
         return Record(entry.where, entry.raw, None, str(problem), entry.digest)
     return Record(entry.where, entry.raw, row, "", entry.digest)
 
 
-def _unspelled(said: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:
+def _unspelled(said: Any, left: Any) -> Any:
     """A redacted response without the log-probabilities that spell out, token by token, what was redacted in it."""
     if left is said:
         return left

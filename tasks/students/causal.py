@@ -1,20 +1,23 @@
-"""A causal student: a language model with a LoRA, which reads what the teacher reads and writes what it writes.
+"""A causal student: a language model with an adapter, which reads what the teacher reads and writes what it writes.
 
-What it learns from is its lesson (`lessons/`), the loop is in `training/`; here a dataset and a spec become the merged
-weights and the adapter.
+What it learns from is its lesson (`lessons/`), the loop is in `training/`, adapters are in `adapters.py`; here a
+dataset and a spec become the merged weights and the adapter.
 """
 
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from infra.registry import ADAPTER
 from infra.settings import SetupError, settings
-from tasks.lessons import Learn, Logits
+from tasks.lessons import Learn, Logits, Prefer
 from tasks.lessons.lesson import Desk, Progress
+from tasks.lessons.preferences import Stage
+from tasks.students.adapters import Adapter, fresh, save
+from tasks.students.champion import beginning, go_on
 from tasks.teachers import LocalTeacher, teacher_for
 from tasks.teachers.hf import load_model, model_fingerprint
 
@@ -24,24 +27,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Causal:
-    """A language model with a LoRA."""
+    """A language model with an adapter."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     name: Literal["causal"] = "causal"
     base: Annotated[str, Field(description="Hugging Face id or path; empty takes FLYWHEEL_STUDENT")] = ""
-    rank: Annotated[int, Field(ge=1, le=256, description="LoRA rank r")] = 32
-    alpha: Annotated[int, Field(ge=1, description="LoRA alpha")] = 256
+    start: Annotated[
+        Literal["base", "champion"], Field(description="Begin with a fresh adapter, or with that of what serves")
+    ] = "base"
+    adapter: Annotated[Adapter, Field(description="Kind of adapter")] = "lora"
+    rank: Annotated[int, Field(ge=1, le=256, description="Of the adapter's two matrices")] = 32
+    alpha: Annotated[int, Field(ge=1, description="The adapter counts alpha / rank; with rslora alpha / √rank")] = 256
+    targets: Annotated[
+        tuple[str, ...], Field(description="Linear layers with an adapter, as in q_proj; none named: all but the head")
+    ] = ()
     learn: Annotated[Learn, Field(discriminator="name", description="What it learns from")] = Logits()  # noqa: RUF009 (frozen)
+    prefer: Annotated[
+        Prefer | None, Field(discriminator="name", description="A stage after it, on what people liked and disliked")
+    ] = None
     learning_rate: Annotated[
         float, Field(gt=0, lt=1, description="Peak rate, in AdamW's measure; a base of a billion parameters wants less")
     ] = 1e-3
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"], Field(description="How the rate falls after the warm-up")
+    ] = "cosine"
+    warmup: Annotated[float, Field(ge=0, le=1, description="Share of all steps in which the rate rises")] = 0.05
     epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 5
     max_steps: Annotated[int, Field(ge=0, description="Stop after so many steps, however many rows; 0: no limit")] = 0
     batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 384
     max_length: Annotated[int, Field(ge=16, description="Longer examples, in tokens, are left out and counted")] = 1024
     checkpoint_steps: Annotated[int, Field(ge=1, description="Steps between checkpoints")] = 50
-    seed: Annotated[int, Field(description="Of the order of the batches and the LoRA's first weights")] = 0
+    seed: Annotated[int, Field(description="Of the order of the batches and a fresh adapter's weights")] = 0
+
+    def __post_init__(self) -> None:
+        if self.adapter == "pissa" and self.start == "champion":
+            raise ValueError("pissa is a way to begin afresh: a champion's adapter goes on as lora, or start=base")
 
     @property
     def path(self) -> str:
@@ -49,9 +70,13 @@ class Causal:
         return self.base or settings().student_base
 
     def parents(self, dataset: "Dataset") -> list[Any]:
-        """Fingerprints of the base and of the teacher that is followed: what else decides the weights."""
-        followed = self.followed(dataset)
-        return [model_fingerprint(self.path), followed and model_fingerprint(followed.path)]
+        """Digests of what else decides the weights: base, the teacher that is followed, the adapter to begin with."""
+        followed, adapter = self.followed(dataset), beginning(dataset, self).adapter
+        return [
+            model_fingerprint(self.path),
+            followed and model_fingerprint(followed.path),
+            adapter and adapter.artifact_hash,
+        ]
 
     def followed(self, dataset: "Dataset") -> LocalTeacher | None:
         """The teacher whose distribution the lesson follows."""
@@ -62,7 +87,8 @@ class Causal:
         """Train on a dataset; the student is in `folder`, the returned report says what it took.
 
         Raises:
-            SetupError: The base is no model, or no example fits into `max_length`.
+            SetupError: The base is no model, no example fits into `max_length`, or the champion's adapter or the
+                preferences that were asked for are not to be had.
         """
         import torch
 
@@ -74,6 +100,7 @@ class Causal:
         torch.manual_seed(self.seed)
         model = load_model(self.path)
         tokenizer = load_tokenizer(Path(self.path) if Path(self.path).is_dir() else self.path)
+        judged = self.prefer.prepare(dataset, tokenizer, self.max_length) if self.prefer else []
         rows = dataset.split("train")
         train, validation = (encode(tokenizer, part, self.max_length) for part in (rows, dataset.split("validation")))
         if not train:
@@ -86,32 +113,28 @@ class Causal:
             teacher = None
         desk = Desk(train, tokenizer, teacher, Path(dataset.path), self.seed, progress)
         teach = self.learn.prepare(desk)
-        adapted = with_lora(model.to("cuda" if torch.cuda.is_available() else "cpu"), self)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        begun, base = beginning(dataset, self), model_fingerprint(self.path)
+        adapted = go_on(model, self, begun.adapter, base) if begun.adapter else fresh(model, self, work)
         trainer = Trainer(adapted, self, work, teach)
         trainer.run(train, validation, progress)
+        preferred = {}
+        if self.prefer:
+            stage = Stage(tokenizer, judged, work / "prefer", self.checkpoint_steps, self.seed, progress)
+            said = self.prefer.prefer(adapted, stage)
+            preferred = {"prefer": {**said, "validation_loss": round(trainer.validate(validation or train[:64]), 5)}}
+        manifest = {"base": self.path, "fingerprint": base, "datasets": [*begun.datasets, dataset.id]}
+        save(adapted, folder / ADAPTER, self, work, manifest)
         write(folder, adapted, tokenizer, 2 * max(len(e.ids) - e.prompt for e in train))
         return {
-            **prompt_tokens(tokenizer, dataset, rows), "base": self.path, "examples": len(train),
+            **prompt_tokens(tokenizer, dataset, rows), "base": self.path, "start": begun.said, "examples": len(train),
             "too_long": len(rows) - len(train), "steps": trainer.step, "history": trainer.history,
-            "teacher_logits": teacher is not None,
+            "teacher_logits": teacher is not None, **preferred,
         }  # fmt: skip
 
 
-def with_lora(model: Any, spec: Causal) -> Any:
-    """The model with a trainable LoRA on every linear layer but the head, and all else frozen."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(
-        r=spec.rank, lora_alpha=spec.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks by the old name
-        return get_peft_model(model, lora)
-
-
 def write(folder: Path, adapted: Any, tokenizer: Any, max_tokens: int) -> None:
-    """The merged weights, the adapter beside them, and what an engine has to know."""
-    adapted.save_pretrained(folder / "adapter")
+    """The merged weights and what an engine has to know."""
     adapted.merge_and_unload(safe_merge=True).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "flywheel.json").write_text(json.dumps({"max_tokens": max_tokens}))

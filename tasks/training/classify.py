@@ -25,7 +25,7 @@ from torch.nn import functional
 from infra.engines.labels import Reader
 from tasks.training.encoder import Classifying
 from tasks.training.examples import plan
-from tasks.training.loop import warm_cosine, write_tensors
+from tasks.training.loop import pace, write_tensors
 
 if TYPE_CHECKING:
     from tasks.students.classifier import Classifier
@@ -108,7 +108,7 @@ class ClassifierTrainer:
                 if done <= self.step:
                     continue
                 for options in self.optimizer.param_groups:
-                    options["lr"] = max(options["peak"] * warm_cosine(done / total), 1e-7)
+                    options["lr"] = max(options["peak"] * pace(done / total, "cosine", 0.05), 1e-7)
                 torch.manual_seed(spec.seed * 1_000_003 + done)  # dropout
                 self.model.train()
                 loss = self.loss(group)

@@ -1,11 +1,10 @@
 """The training loop of a causal student: an optimizer, a schedule, checkpoints, the best epoch.
 
-What is learned is a lesson's matter (`lessons/`), which gives the loss of a batch. The optimizer is Muon (Jordan et al.
-2024): it steps each matrix of the adapter by an orthogonal one, so that no direction is left behind. Its rates are in
-AdamW's measure (Liu et al. 2025, eq. 4). On the seedling at LoRA alpha 64 it came to 0.8 times AdamW's validation loss
-in the same steps, at 1.2 times the time; the larger alpha did the rest.
+What is learned is a lesson's matter (`lessons/`), which gives the loss of a batch. The optimizer is Muon
+(`optimizer.py`). On the seedling at LoRA alpha 64 it came to 0.8 times AdamW's validation loss in the same steps, at
+1.2 times the time; the larger alpha did the rest.
 
-Checkpoints hold adapter, momentum and step as safetensors. The order of batches is a function of seed and epoch, and
+Checkpoints hold adapter, optimizer and step as safetensors. The order of batches is a function of seed and epoch, and
 nothing else is random, so a run that was killed ends with the same weights as one that was not.
 """
 
@@ -13,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.lessons.imitation import imitate
 from tasks.lessons.lesson import Teach
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from tasks.students.causal import Causal
 
 Progress = Callable[[int, int, str], None]
-MOMENTUM = "momentum_buffer"  # the name of Muon's one state
+Schedule = Literal["cosine", "linear", "constant"]
 
 
 class Trainer:
@@ -37,13 +36,11 @@ class Trainer:
     """
 
     def __init__(self, model: Any, spec: "Causal", work: Path, teach: Teach) -> None:
-        import torch
+        from tasks.training.optimizer import MuonAdamW
 
         self.model, self.spec, self.work, self.teach = model, spec, work, teach
         self.adapter = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.Muon(
-            self.adapter.values(), lr=spec.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        )
+        self.optimizer = MuonAdamW(self.adapter.values(), spec.learning_rate)
         self.step = 0
         self.best = math.inf
         self.history: list[dict[str, float]] = []
@@ -74,7 +71,7 @@ class Trainer:
                 if done <= self.step:
                     continue
                 for options in self.optimizer.param_groups:
-                    options["lr"] = max(spec.learning_rate * warm_cosine(done / total), 1e-7)
+                    options["lr"] = max(spec.learning_rate * pace(done / total, spec.schedule, spec.warmup), 1e-7)
                 loss = self.teach(self.model, group, done / total)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.adapter.values(), 1.0)
@@ -101,7 +98,7 @@ class Trainer:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.adapter.items():
             tensors[name] = parameter
-            tensors[f"{MOMENTUM}|{name}"] = self.optimizer.state[parameter][MOMENTUM]
+            tensors |= {f"{key}|{name}": value for key, value in self.optimizer.state[parameter].items()}
         state = {"step": self.step, "best": self.best, "history": self.history}
         write_tensors(tensors, self.work / "checkpoint.safetensors", {"state": json.dumps(state)})
 
@@ -116,8 +113,11 @@ class Trainer:
             state = json.loads(stored.metadata()["state"])
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no iterator)
         for name, parameter in self.adapter.items():
-            parameter.data.copy_(tensors[name])
-            self.optimizer.state[parameter] = {MOMENTUM: tensors[f"{MOMENTUM}|{name}"].to(parameter.device)}
+            parameter.data.copy_(tensors.pop(name))
+        for full, value in tensors.items():
+            key, _, name = full.partition("|")
+            parameter = self.adapter[name]
+            self.optimizer.state[parameter][key] = value.to(parameter.device if value.ndim else "cpu")  # AdamW's count
         self.step, self.best, self.history = state["step"], state["best"], state["history"]
 
     def load_adapter(self, path: Path) -> None:
@@ -127,9 +127,10 @@ class Trainer:
             self.adapter[name].data.copy_(tensor)
 
 
-def warm_cosine(at: float) -> float:
-    """Share of the peak rate when `at` of all steps are done: a rise over the first twentieth, then a cosine."""
-    return min(at / 0.05, 0.5 * (1 + math.cos(math.pi * at)))
+def pace(at: float, schedule: Schedule, warmup: float) -> float:
+    """Share of the peak rate when `at` of all steps are done: a rise over the warm-up's share, then the schedule."""
+    fall = {"cosine": 0.5 * (1 + math.cos(math.pi * at)), "linear": 1 - at, "constant": 1.0}[schedule]
+    return min(at / warmup if warmup else 1.0, fall)
 
 
 def write_tensors(tensors: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:

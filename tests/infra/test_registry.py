@@ -168,6 +168,34 @@ def test_a_download_that_was_damaged_is_made_again(server: str, shared_home: Pat
             (served.folder / "model.gguf").write_bytes(b"other")
 
 
+def test_the_champion_s_adapter_is_kept_beside_it(store: str, tmp_path: Path) -> None:
+    assert registry.champion_adapter("adapted") is None
+    folder, adapter = artifact(tmp_path / "one", b"one"), artifact(tmp_path / "adapter", b"A and B")
+    made = {"metrics": {}, "tags": {}, "parameters": {}, "run_name": "int4"}
+    version, _ = registry.register("adapted", folder, adapter=adapter, **made)
+    registry.promote("adapted", version)
+    for _ in range(2):
+        found, served = registry.champion_adapter("adapted"), registry.champion("adapted")
+        assert found is not None and served is not None and found.version == served.version == version
+        assert found.artifact_hash == registry.artifact_hash(adapter)
+        assert (found.folder / "model.gguf").read_bytes() == b"A and B"
+        assert served.artifact_hash == registry.artifact_hash(folder), "what serves is what it was without an adapter"
+    (found.folder / "model.gguf").write_bytes(b"other")
+    if store == "server":
+        again = registry.champion_adapter("adapted")
+        assert again is not None and (again.folder / "model.gguf").read_bytes() == b"A and B"
+    else:
+        with pytest.raises(SetupError, match=r"adapter of champion 1 of 'adapted' has files with hash"):
+            registry.champion_adapter("adapted")
+
+
+def test_a_champion_that_was_registered_without_an_adapter_says_so(store: str, tmp_path: Path) -> None:
+    version, _ = register("bare", artifact(tmp_path / "one", b"one"))
+    registry.promote("bare", version)
+    with pytest.raises(SetupError, match=r"champion 1 of 'bare' was registered without an adapter"):
+        registry.champion_adapter("bare")
+
+
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "postgresql://nobody@127.0.0.1:1/none", "nonsense://x"])
 def test_an_mlflow_out_of_reach_is_one_line_within_seconds(uri: str, tmp_path: Path) -> None:
     with living_in(tmp_path, MLFLOW=uri):

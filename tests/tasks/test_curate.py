@@ -19,6 +19,7 @@ from infra.database.tables import Dataset, DatasetItem, Interaction, now
 from infra.prefix import Prefix
 from infra.settings import SetupError
 from tasks.curate import CurateSpec, curate, load
+from tasks.frozen import SPLITS
 from tasks.ingest import ingest
 from tasks.sources.jsonl import JSONL
 from tests.conftest import living_in
@@ -64,7 +65,7 @@ def rows(result: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
 
 
 def accounted(result: dict[str, Any]) -> bool:
-    kept = result["train"] + result["validation"] + result["holdout"]
+    kept = sum(result[name] for name in SPLITS)
     return bool(result["interactions"] == kept + sum(result["left_out"].values()))
 
 
@@ -94,7 +95,38 @@ def test_an_objection_keeps_an_answer_out_of_training_and_of_the_holdout(home: P
     result = curate("w", SPEC)
     assert not {"r2", "r39"} & rows(result).keys() and accounted(result)
     assert rows(result, "holdout")["r38"]["expected"]["content"] == "right"
-    assert result["left_out"] == {"an answer that was objected to": 2}
+    assert result["left_out"] == {"an answer that was objected to": 1}, "r39, from the holdout's time"
+    (disliked,) = rows(result, "disliked").items()
+    assert disliked[0] == "r2" and disliked[1]["rejected"]["content"] == "answer 2"
+    assert disliked[1]["expected"] is None and disliked[1]["messages"][0]["content"] == question(2)
+
+
+def test_a_disliked_answer_that_is_near_what_measures_is_left_out(home: Path) -> None:
+    near = record(1, id="near", at=1)
+    near["request"]["messages"][1]["content"] = question(39).upper() + "!"
+    put(*(record(n) for n in range(40)), near, record(50, at=2, conversation_id="c39"), record(51, at=3))
+    put({**thumb(0, -1), "record_id": "near"}, thumb(50, -1), thumb(51, -1))
+    first = curate("w", SPEC)
+    assert rows(first, "disliked").keys() == {"r51"} and "r39" in rows(first, "holdout")
+    assert first["left_out"]["an answer that was objected to"] == 2 and accounted(first)
+    late = record(60, at=100)
+    late["request"]["messages"][1]["content"] = f"{question(51)} ..."
+    put(*(record(n, at=n + 40) for n in range(61, 72)), late, thumb(39, -1))
+    second = rows(curate("w", SPEC), "disliked")
+    assert not second.keys(), "r51 is near r60, which measures now, and r39 measured before"
+
+
+def test_disliked_answers_are_part_of_what_is_hashed(home: Path) -> None:
+    put(*(record(n) for n in range(40)), thumb(2, -1), thumb(3, -1))
+    first = curate("w", SPEC)
+    (Path(first["path"]) / "disliked.parquet").unlink()
+    with pytest.raises(SetupError, match=r"disliked.parquet is missing"):
+        load(first["dataset_id"])
+    put(record(2, id="other", conversation_id="other", response=record(99)["response"]))
+    put({**thumb(2, -1), "record_id": "other"})
+    second = curate("w", SPEC)
+    assert second["dataset_id"] != first["dataset_id"] and (first["disliked"], second["disliked"]) == (2, 3)
+    assert rows(second).keys() == {f"r{n}" for n in range(40)} - {"r2", "r3"}
 
 
 def test_what_is_said_of_a_conversation_counts_where_it_has_one_answer(home: Path) -> None:
@@ -108,7 +140,7 @@ def test_exact_duplicates_are_one_row_and_what_is_said_of_one_is_said_of_all(hom
     copies = [record(n, id=f"copy{n}", at=n + 1, conversation_id=f"copy{n}") for n in (1, 2)]
     put(*(record(n) for n in range(40)), *copies, {**thumb(0, -1), "record_id": "copy1"})
     result = curate("w", SPEC)
-    assert result["left_out"] == {"an answer that was objected to": 1, "exact duplicate": 2}
+    assert result["left_out"] == {"exact duplicate": 2} and rows(result, "disliked").keys() == {"r1"}
     assert "r1" not in rows(result) and "r2" in rows(result) and "copy2" not in rows(result)
 
 
@@ -272,29 +304,31 @@ def test_one_conversation_cannot_be_split(home: Path) -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9), st.integers(0, 60)), min_size=12, max_size=40),
+    st.lists(
+        st.tuples(st.integers(0, 12), st.integers(0, 9), st.integers(0, 60), st.booleans()), min_size=12, max_size=40
+    ),
     st.floats(0.1, 0.6),
     st.floats(0, 0.5),
 )
 @hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_splits_are_disjoint_whatever_the_traffic(
-    drawn: list[tuple[int, int, int]], holdout: float, validation: float
+    drawn: list[tuple[int, int, int, bool]], holdout: float, validation: float
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, living_in(Path(folder), TEACHER=""):
         records = [
             record(asked, at=at, id=f"r{n}", conversation_id=f"c{conversation}")
-            for n, (asked, conversation, at) in enumerate(drawn)
+            for n, (asked, conversation, at, _) in enumerate(drawn)
         ]
         for n, r in enumerate(records):
             r["response"]["choices"][0]["message"]["content"] = f"answer {n}"
-        put(*records)
+        put(*records, *(thumb(n, -1) for n, (_, _, _, disliked) in enumerate(drawn) if disliked and n % 3 == 0))
         try:
             result = curate("w", CurateSpec(min_rows=4, holdout=holdout, validation=validation))
         except SetupError as problem:
             assert "too small to split" in str(problem)
             return
         assert accounted(result)
-        parts = [rows(result, name).values() for name in ("train", "validation", "holdout")]
+        parts = [rows(result, name).values() for name in SPLITS]
         for mark in (
             lambda row: row["conversation"],
             lambda row: json.dumps(row["messages"]),
@@ -302,7 +336,8 @@ def test_splits_are_disjoint_whatever_the_traffic(
         ):
             marks = [{mark(row) for row in part} for part in parts]
             assert not marks[0] & marks[1] and not marks[0] & marks[2] and not marks[1] & marks[2]
-        earlier = [row["at"] for part in parts[:2] for row in part]
+            assert not marks[3] & marks[1] and not marks[3] & marks[2]
+        earlier = [row["at"] for part in (*parts[:2], parts[3]) for row in part]
         assert max(earlier) <= min(row["at"] for row in parts[2])
 
 

@@ -2,17 +2,21 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.database.session import session
+from infra.database.tables import Student
 from infra.engines import load
 from infra.settings import SetupError
 from quant.methods import GPTQ, RTN
 from tasks.curate import CurateSpec, curate
 from tasks.distill import distill
 from tasks.ingest import ingest
+from tasks.lessons import DPO, KTO, Imitation
 from tasks.quantize import CandidateSpec, quantize
 from tasks.sources import JSONL
 from tasks.students import Causal
@@ -22,13 +26,22 @@ from tests.shop_log import WORKLOAD, write_log
 SPEC = Causal(epochs=1, rank=4, alpha=8, learning_rate=1e-3)
 
 
+def about(n: int) -> list[dict[str, Any]]:
+    """What is said of the first answer of a conversation: a third is corrected, a third liked, a third disliked."""
+    said = {"record_id": f"1-{n}-0", "timestamp": 1_800_000_000}
+    values = [("correction", f"better {n}"), ("thumb", 1), ("thumb", -1)]
+    return [{**said, "kind": values[n % 3][0], "value": values[n % 3][1]}]
+
+
 @pytest.fixture(scope="module")
 def dataset(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A frozen dataset in a home whose student base is the bare model, and whose teacher is that model as well."""
     folder = tmp_path_factory.mktemp("distill")
     log = write_log(folder / "log.jsonl", seed=1, conversations=60, day=1)
     with living_in(folder / "home", STUDENT=str(bare), TEACHER=str(bare), THREADS="1"):
-        ingest(JSONL(paths=(str(log),)))
+        opinions = [opinion for n in range(40) for opinion in about(n)]
+        (folder / "opinions.jsonl").write_text("".join(json.dumps(opinion) + "\n" for opinion in opinions))
+        ingest(JSONL(paths=(str(log), str(folder / "opinions.jsonl"))))
         yield curate(WORKLOAD, CurateSpec())["dataset_id"]
 
 
@@ -66,6 +79,37 @@ def test_the_teacher_s_logits_are_kept_with_the_dataset(dataset: str, student: d
 
     assert student["teacher_logits"] is True
     assert len(list(Path(frozen(dataset).path).glob("teacher-*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("prefer", [DPO(epochs=2), KTO(epochs=2)], ids=lambda prefer: prefer.name)
+def test_what_people_prefer_is_learned_after_the_lesson_and_a_killed_run_goes_on(dataset: str, prefer: Any) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    spec = replace(SPEC, learn=Imitation(), max_steps=4, checkpoint_steps=2, prefer=prefer)
+
+    class Killed(Exception):
+        pass
+
+    def killed(done: int, total: int, what: str) -> None:
+        if what.startswith("prefer") and done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill(dataset, spec, progress=killed)
+    seen: list[int] = []
+    broken = distill(dataset, spec, progress=lambda done, total, what: seen.append(done))
+    assert seen[0] == 3, "the lesson is not learned again, and the stage goes on after its checkpoint"
+    with session() as db:
+        db.delete(db.get_one(Student, broken["student_id"]))
+    tensors = load_file(Path(broken["path"]) / "model.safetensors")
+    unbroken = distill(dataset, spec)
+    assert unbroken == broken, "the report included"
+    assert all(torch.equal(tensors[n], t) for n, t in load_file(Path(unbroken["path"]) / "model.safetensors").items())
+    said = broken["prefer"]
+    assert said["name"] == prefer.name and said["margin"] > 0 and said["validation_loss"] > 0
+    assert said["pairs" if prefer.name == "dpo" else "liked"] > 5
+    test_the_merged_student_is_the_base_with_its_adapter(Path(broken["base"]), broken)
 
 
 def test_the_student_knows_which_prefix_it_has_learned(dataset: str, student: dict[str, Any]) -> None:

@@ -82,6 +82,15 @@ def test_a_client_is_gone_from_tables_and_files_and_does_not_come_back(database:
     assert forget(client=SECRET)["interactions"] == 0
 
 
+def test_a_disliked_answer_is_forgotten_as_any_other(home: Path) -> None:
+    put(*(of_client(n) for n in range(60)), thumb(10, -1), thumb(11, -1))
+    made = curate("w", SPEC)
+    assert rows(made, "disliked").keys() == {"r10", "r11"}
+    forget(client=SECRET)
+    assert load(made["dataset_id"]).report["forgotten"]["count"] == 6 and rows(made, "disliked").keys() == {"r11"}
+    assert SECRET.encode() not in everything(settings().home)
+
+
 def test_who_comes_back_is_a_customer_like_any_other(database: str) -> None:
     forget(client="alice")
     old, new = record(1, client_id="alice"), record(2, client_id="alice", timestamp=now().timestamp() + 1)

@@ -151,6 +151,20 @@ def test_what_a_classifier_leaves_to_the_teacher_is_part_of_its_cost(
     assert shown == {"the teacher": "n/a", "student": "0.0%", "classifier": "30.0%"}
 
 
+def test_the_student_s_adapter_is_registered_with_what_serves() -> None:
+    turn = Turn("adapted")
+    adapter = settings().home / "students" / turn.dataset_id / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_model.safetensors").write_bytes(b"A and B")
+    with session() as db:
+        db.get_one(Student, turn.dataset_id).path = str(adapter.parent)
+    turn.scored("teacher")
+    turn.model("int4")
+    release(turn.dataset_id, SPEC)
+    found = registry.champion_adapter("adapted")
+    assert found is not None and (found.folder / "adapter_model.safetensors").read_bytes() == b"A and B"
+
+
 def test_doing_it_again_changes_nothing() -> None:
     turn = Turn("again")
     turn.scored("teacher")

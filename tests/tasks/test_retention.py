@@ -59,14 +59,16 @@ def test_only_one_workload_is_pruned_if_it_is_named(database: str) -> None:
 
 
 def test_what_a_dataset_was_made_of_stays_with_what_was_said_of_it(database: str) -> None:
-    put(*(record(n) for n in range(40)), thumb(3), thumb(4, -1))
+    put(*(record(n) for n in range(40)), thumb(3), thumb(4, -1), thumb(39, -1))
     made = curate("w", SPEC)
+    assert made["disliked"] == 1, "r4; r39 is of the holdout's time"
     put(*(record(n, at=5) for n in range(40, 50)), thumb(45))
     items = left(DatasetItem.interaction_id)
     done = prune(NEXT_DAY)
     assert done["interactions"] == {"w": 11} and done["feedback"] == 2
     assert done["kept"] == [{"dataset_id": made["dataset_id"], "workload": "w", "interactions": 39}]
-    assert left(DatasetItem.interaction_id) == items == left(Interaction.id) and left(Feedback.record_id) == ["r3"]
+    assert left(DatasetItem.interaction_id) == items == left(Interaction.id)
+    assert left(Feedback.record_id) == ["r3", "r4"]
 
 
 def test_an_id_that_another_source_has_too_keeps_its_feedback(database: str) -> None:

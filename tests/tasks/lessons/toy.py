@@ -1,18 +1,20 @@
-"""A tiny model with a LoRA, sequences for it, and a teacher of random distributions."""
+"""A tiny model with an adapter, sequences for it, and a teacher of random distributions."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tasks.lessons.logits import TopK
+from tasks.students import Causal
+from tasks.students.adapters import fresh
 from tasks.training.examples import Example
 
 EXAMPLES = [Example([5 + (7 * n + i) % 40 for i in range(6 + n % 5)], 3, 1.0 + n % 2, True, n) for n in range(24)]
 
 
-def small_model() -> Any:
-    from peft import LoraConfig, get_peft_model
+def small_base() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -20,7 +22,35 @@ def small_model() -> Any:
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
-    return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    return LlamaForCausalLM(config)
+
+
+def small_model(dora: bool = False) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", use_dora=dora)
+    return get_peft_model(small_base(), config)
+
+
+def learned_model(adapter: Any, work: Path) -> Any:
+    """The small base with an adapter of some kind that has learned something."""
+    model = fresh(small_base(), Causal(adapter=adapter, rank=4, alpha=8), work)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapter_of(model).values():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def adapter_of(model: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if "lora_" in name}
+
+
+def answer_logp(model: Any, prompt: list[int], answer: list[int]) -> float:
+    """The log-probability of a whole answer, token by token."""
+    ids = prompt + answer
+    with torch.no_grad():
+        logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(logp[i - 1, ids[i]].item() for i in range(len(prompt), len(ids)))
 
 
 def teacher_of(examples: Sequence[Example]) -> TopK:
