@@ -5,6 +5,7 @@ weights and the adapter.
 """
 
 import json
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,18 +63,32 @@ class Causal:
         """Train on a dataset; the student is in `folder`, the returned report says what it took.
 
         Raises:
-            SetupError: The base is no model, or no example fits into `max_length`.
+            SetupError: The base is no model, no example fits into `max_length`, or a process of several failed.
         """
+        from infra.engines.chat import load_tokenizer
+        from tasks.training import launch
+        from tasks.training.loop import load_adapter
+
+        several = bool(settings().torchrun)
+        report = launch.fit(self, dataset.id, work, progress) if several else self.fit(dataset, work, progress)
+        adapted = self.adapted()
+        load_adapter(adapted, work)
+        write(folder, adapted, load_tokenizer(self.path), report["max_tokens"])
+        return report
+
+    def fit(self, dataset: "Dataset", work: Path, progress: Progress | None) -> dict[str, Any]:
+        """Train, alone or as one of torchrun's processes; the best epoch's adapter is left in `work`."""
         import torch
 
         from infra.engines.chat import load_tokenizer
         from tasks.training.examples import encode
-        from tasks.training.loop import Trainer
+        from tasks.training.loop import Trainer, accelerator
 
-        torch.set_num_threads(settings().cores)
-        torch.manual_seed(self.seed)
-        model = load_model(self.path)
-        tokenizer = load_tokenizer(Path(self.path) if Path(self.path).is_dir() else self.path)
+        processes = accelerator(settings().shard)
+        torch.set_num_threads(max(1, settings().cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        progress = progress if processes.is_main_process else None
+        adapted = self.adapted()
+        tokenizer = load_tokenizer(self.path)
         rows = dataset.split("train")
         train, validation = (encode(tokenizer, part, self.max_length) for part in (rows, dataset.split("validation")))
         if not train:
@@ -82,19 +97,27 @@ class Causal:
                 "raise distill.max_length"
             )
         teacher = self.followed(dataset)
-        if teacher and not same_tokens(tokenizer, load_tokenizer(Path(teacher.path))):
+        if teacher and not same_tokens(tokenizer, load_tokenizer(teacher.path)):
             teacher = None
         desk = Desk(train, tokenizer, teacher, Path(dataset.path), self.seed, progress)
-        teach = self.learn.prepare(desk)
-        adapted = with_lora(model.to("cuda" if torch.cuda.is_available() else "cpu"), self)
-        trainer = Trainer(adapted, self, work, teach)
+        with processes.main_process_first():
+            teach = self.learn.prepare(desk)
+        trainer = Trainer(adapted.to(processes.device), self, work, teach, processes)
         trainer.run(train, validation, progress)
-        write(folder, adapted, tokenizer, 2 * max(len(e.ids) - e.prompt for e in train))
         return {
             **prompt_tokens(tokenizer, dataset, rows), "base": self.path, "examples": len(train),
             "too_long": len(rows) - len(train), "steps": trainer.step, "history": trainer.history,
-            "teacher_logits": teacher is not None,
+            "teacher_logits": teacher is not None, "processes": processes.num_processes,
+            "max_tokens": 2 * max(len(e.ids) - e.prompt for e in train),
         }  # fmt: skip
+
+    def adapted(self) -> Any:
+        """The base with the adapter that training starts from."""
+        import torch
+
+        model = load_model(self.path)
+        torch.manual_seed(self.seed)
+        return with_lora(model, self)
 
 
 def with_lora(model: Any, spec: Causal) -> Any:
