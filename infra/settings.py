@@ -68,6 +68,11 @@ class Settings(BaseSettings):
     body_limit_mb: int = Field(32, ge=1, le=1024, description="The largest body that the gateway reads, in MiB")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and UI")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of MLflow's server and UI")
+    torchrun: str = Field(
+        "",
+        description="Arguments of torchrun, to train in several processes: `--nproc-per-node 8`. Default: in this one",
+    )
+    shard: bool = Field(False, description="Whether each of several processes holds a part of the base alone (FSDP)")
     threads: int = Field(0, ge=0, description="Threads for training and serving; 0 takes the idle cores")
 
     @field_validator("home")

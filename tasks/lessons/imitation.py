@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tasks.training.examples import Example, collate
+from tasks.lessons.lesson import Loss
+from tasks.training.examples import Batch, Example, collate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,21 +31,20 @@ class Imitation:
         return lambda model, group, at: imitate(model, group)
 
 
-def imitate(model: Any, group: Sequence[Example]) -> "Tensor":
-    """The weighted mean cross-entropy of a batch's answer tokens."""
+def imitate(model: Any, group: Sequence[Example]) -> Loss:
+    """The cross-entropy of a batch's answer tokens, weighted."""
     batch = collate(group, model.device)
-    logits = answer_logits(model, batch.ids, batch.answers)
-    return weighted(cross_entropy(logits.log_softmax(-1), batch.targets), batch.weight)
+    return weighted(cross_entropy(answer_logits(model, batch).log_softmax(-1), batch.targets), batch.weight)
 
 
-def answer_logits(model: Any, ids: "Tensor", answers: "Tensor") -> "Tensor":
-    """The adapted model's logits float32 [n, vocabulary] where answers [b, t - 1] marks; by bfloat16 on CUDA."""
+def answer_logits(model: Any, batch: Batch) -> "Tensor":
+    """The adapted model's logits float32 [n, vocabulary] where a batch's answers are; by bfloat16 on CUDA."""
     import torch
 
-    from tasks.training.forward import logits_at
+    from tasks.training.forward import batch_logits
 
     with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-        return logits_at(model.get_base_model(), ids[:, :-1], answers).float()
+        return batch_logits(model.get_base_model(), batch).float()
 
 
 def cross_entropy(logp: "Tensor", targets: "Tensor") -> "Tensor":
@@ -52,6 +52,6 @@ def cross_entropy(logp: "Tensor", targets: "Tensor") -> "Tensor":
     return -logp.gather(-1, targets[:, None]).squeeze(-1)
 
 
-def weighted(loss: "Tensor", weight: "Tensor") -> "Tensor":
-    """The weighted mean."""
-    return (weight * loss).sum() / weight.sum()
+def weighted(loss: "Tensor", weight: "Tensor") -> Loss:
+    """The weighted sum of losses [n] by weights [n], and the sum of the weights."""
+    return Loss((weight * loss).sum(), weight.sum())

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.training.examples import Example
 
@@ -14,8 +14,25 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-Teach = Callable[[Any, Sequence[Example], float], "Tensor"]
-"""(adapted model, batch, share of all steps that are done with this one) → the loss, a scalar with a gradient."""
+
+class Loss(NamedTuple):
+    """The loss of a batch as a sum and what it is a sum over: parts of a batch on several processes add up exactly.
+
+    Attributes:
+        total: Σ w · loss, a scalar with a gradient.
+        weight: Σ w, a scalar.
+    """
+
+    total: "Tensor"
+    weight: "Tensor"
+
+    @property
+    def mean(self) -> "Tensor":
+        return self.total / self.weight
+
+
+Teach = Callable[[Any, Sequence[Example], float], Loss]
+"""(adapted model, batch, share of all steps that are done with this one) → the loss; the step is by its mean."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from tasks.lessons.imitation import Imitation, answer_logits, cross_entropy, weighted
-from tasks.lessons.lesson import Desk, Teach
+from tasks.lessons.lesson import Desk, Loss, Teach
 from tasks.training.examples import Example, collate, lengths
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class Logits:
     def toward(self, known: TopK) -> Teach:
         """The lesson, with the teacher's distributions at hand."""
 
-        def teach(model: Any, group: Sequence[Example], at: float) -> "Tensor":
+        def teach(model: Any, group: Sequence[Example], at: float) -> Loss:
             batch = collate(group, model.device)
-            logp = answer_logits(model, batch.ids, batch.answers).log_softmax(-1)
+            logp = answer_logits(model, batch).log_softmax(-1)
             values, tokens, follow = (part.to(model.device) for part in followed(group, known))
             loss = cross_entropy(logp, batch.targets) + self.weight * follow * top_k_kl(values, logp.gather(-1, tokens))
             return weighted(loss, batch.weight)

@@ -5,6 +5,7 @@ dataset and a spec become the merged weights and the adapter.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -87,20 +88,41 @@ class Causal:
         """Train on a dataset; the student is in `folder`, the returned report says what it took.
 
         Raises:
-            SetupError: The base is no model, no example fits into `max_length`, or the champion's adapter or the
-                preferences that were asked for are not to be had.
+            SetupError: The base is no model, no example fits into `max_length`, the champion's adapter or the
+                preferences that were asked for are not to be had, or a process of several failed.
         """
+        from infra.engines.chat import load_tokenizer
+        from tasks.training import launch
+        from tasks.training.loop import load_adapter
+
+        tokenizer = load_tokenizer(self.path)
+        judged = self.prefer.prepare(dataset, tokenizer, self.max_length) if self.prefer else []
+        several = bool(settings().torchrun)
+        report = launch.fit(self, dataset.id, work, progress) if several else self.fit(dataset, work, progress)
+        adapted = self.adapted(dataset, work)
+        load_adapter(adapted, work)
+        if self.prefer:
+            stage = Stage(tokenizer, judged, work / "prefer", self.checkpoint_steps, self.seed, progress)
+            said = self.prefer.prefer(adapted, stage)
+            report["prefer"] = {**said, "validation_loss": self.validated(adapted, dataset, tokenizer)}
+        begun = beginning(dataset, self)
+        made_from = {"base": self.path, "fingerprint": model_fingerprint(self.path)}
+        save(adapted, folder / ADAPTER, self, work, {**made_from, "datasets": [*begun.datasets, dataset.id]})
+        write(folder, adapted, tokenizer, report["max_tokens"])
+        return {**report, "start": begun.said}
+
+    def fit(self, dataset: "Dataset", work: Path, progress: Progress | None) -> dict[str, Any]:
+        """Learn the lesson, alone or as one of torchrun's processes; the best epoch's adapter is left in `work`."""
         import torch
 
         from infra.engines.chat import load_tokenizer
         from tasks.training.examples import encode
-        from tasks.training.loop import Trainer
+        from tasks.training.loop import Trainer, accelerator
 
-        torch.set_num_threads(settings().cores)
-        torch.manual_seed(self.seed)
-        model = load_model(self.path)
-        tokenizer = load_tokenizer(Path(self.path) if Path(self.path).is_dir() else self.path)
-        judged = self.prefer.prepare(dataset, tokenizer, self.max_length) if self.prefer else []
+        processes = accelerator(settings().shard)
+        torch.set_num_threads(max(1, settings().cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        progress = progress if processes.is_main_process else None
+        tokenizer = load_tokenizer(self.path)
         rows = dataset.split("train")
         train, validation = (encode(tokenizer, part, self.max_length) for part in (rows, dataset.split("validation")))
         if not train:
@@ -109,28 +131,35 @@ class Causal:
                 "raise distill.max_length"
             )
         teacher = self.followed(dataset)
-        if teacher and not same_tokens(tokenizer, load_tokenizer(Path(teacher.path))):
+        if teacher and not same_tokens(tokenizer, load_tokenizer(teacher.path)):
             teacher = None
         desk = Desk(train, tokenizer, teacher, Path(dataset.path), self.seed, progress)
-        teach = self.learn.prepare(desk)
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        begun, base = beginning(dataset, self), model_fingerprint(self.path)
-        adapted = go_on(model, self, begun.adapter, base) if begun.adapter else fresh(model, self, work)
-        trainer = Trainer(adapted, self, work, teach)
+        with processes.main_process_first():  # what it writes, the others read
+            teach, adapted = self.learn.prepare(desk), self.adapted(dataset, work)
+        trainer = Trainer(adapted.to(processes.device), self, work, teach, processes)
         trainer.run(train, validation, progress)
-        preferred = {}
-        if self.prefer:
-            stage = Stage(tokenizer, judged, work / "prefer", self.checkpoint_steps, self.seed, progress)
-            said = self.prefer.prefer(adapted, stage)
-            preferred = {"prefer": {**said, "validation_loss": round(trainer.validate(validation or train[:64]), 5)}}
-        manifest = {"base": self.path, "fingerprint": base, "datasets": [*begun.datasets, dataset.id]}
-        save(adapted, folder / ADAPTER, self, work, manifest)
-        write(folder, adapted, tokenizer, 2 * max(len(e.ids) - e.prompt for e in train))
         return {
-            **prompt_tokens(tokenizer, dataset, rows), "base": self.path, "start": begun.said, "examples": len(train),
+            **prompt_tokens(tokenizer, dataset, rows), "base": self.path, "examples": len(train),
             "too_long": len(rows) - len(train), "steps": trainer.step, "history": trainer.history,
-            "teacher_logits": teacher is not None, **preferred,
+            "teacher_logits": teacher is not None, "processes": processes.num_processes,
+            "max_tokens": 2 * max(len(e.ids) - e.prompt for e in train),
         }  # fmt: skip
+
+    def validated(self, adapted: Any, dataset: "Dataset", tokenizer: Any) -> float:
+        """The loss of imitation on the validation rows, in nats a token."""
+        from tasks.training.examples import encode, schedule
+        from tasks.training.loop import imitation_loss
+
+        examples = encode(tokenizer, dataset.split("validation") or dataset.split("train")[:64], self.max_length)
+        groups = schedule(examples, self.batch_tokens, 0, 0, packed=False)
+        return round(imitation_loss(adapted, groups).mean.item(), 5)
+
+    def adapted(self, dataset: "Dataset", work: Path) -> Any:
+        """The base with the adapter that training starts from."""
+        model, champion = load_model(self.path), beginning(dataset, self).adapter
+        if champion:
+            return go_on(model, self, champion, model_fingerprint(self.path))
+        return fresh(model, self, work)
 
 
 def write(folder: Path, adapted: Any, tokenizer: Any, max_tokens: int) -> None:

@@ -99,7 +99,7 @@ class ClassifierTrainer:
     def run(self, train: Sequence[Text], validation: Sequence[Text], progress: Progress | None) -> None:
         """Train from the last checkpoint, if there is one; afterwards the model holds the best epoch's weights."""
         spec = self.spec
-        epochs = plan(train, spec.batch_tokens, spec.seed, spec.epochs, 0)
+        epochs = plan(train, spec.batch_tokens, spec.seed, spec.epochs, max_steps=0, packed=False)
         total, done = sum(map(len, epochs)), 0
         self.restore()
         for epoch, groups in enumerate(epochs):

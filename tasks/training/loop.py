@@ -1,11 +1,15 @@
-"""The training loop of a causal student: an optimizer, a schedule, checkpoints, the best epoch.
+"""The training loop of a causal student: optimizer, schedule, checkpoints, the best epoch; in one process or several.
 
-What is learned is a lesson's matter (`lessons/`), which gives the loss of a batch. The optimizer is Muon
-(`optimizer.py`). On the seedling at LoRA alpha 64 it came to 0.8 times AdamW's validation loss in the same steps, at
-1.2 times the time; the larger alpha did the rest.
+What is learned is a lesson's matter (`lessons/`), which gives the loss of a batch. The optimizer is Muon (`muon.py`),
+which steps each matrix of the adapter by an orthogonal one, so that no direction is left behind. On the seedling at
+LoRA alpha 64 it came to 0.8 times AdamW's validation loss in the same steps; the larger alpha did the rest.
 
-Checkpoints hold adapter, optimizer and step as safetensors. The order of batches is a function of seed and epoch, and
-nothing else is random, so a run that was killed ends with the same weights as one that was not.
+Checkpoints hold adapter, momentum and step as safetensors. The order of batches is a function of seed and epoch, and
+nothing else is random, so a run that was killed ends with the same weights as one that was not, given as many threads.
+
+Under torchrun (`launch.py`) each process takes its share of every batch, and the sums of losses, weights and gradients
+are added up, so that a step is the same however many they are. Every process holds the whole adapter, gradients and
+momentum with it: they are small, and Muon needs whole matrices. The frozen base can be sharded (FSDP2, by accelerate).
 """
 
 import json
@@ -14,17 +18,40 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from infra.settings import SetupError
 from tasks.lessons.imitation import imitate
-from tasks.lessons.lesson import Teach
-from tasks.training.examples import Example, plan, schedule
+from tasks.lessons.lesson import Loss, Teach
+from tasks.training.examples import Example, plan, schedule, share
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import Tensor
 
     from tasks.students.causal import Causal
 
 Progress = Callable[[int, int, str], None]
 Schedule = Literal["cosine", "linear", "constant"]
+BEST = "best.safetensors"
+
+
+def accelerator(shard: bool = False) -> "Accelerator":
+    """This process among those that train together: one of torchrun's, or alone.
+
+    Args:
+        shard: Whether each of several processes holds a part of the frozen base.
+    """
+    from datetime import timedelta
+
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    # The others wait while the first asks the teacher; if one of them dies, torchrun ends them all.
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    return Accelerator(
+        cpu=not torch.cuda.is_available(), fsdp_plugin=plugin if shard else None, kwargs_handlers=[patient]
+    )
 
 
 class Trainer:
@@ -32,36 +59,43 @@ class Trainer:
 
     Attributes:
         adapter: What is trained, by name.
+        packed: Whether the sequences of a batch are one row.
         history: The validation loss after each epoch.
     """
 
-    def __init__(self, model: Any, spec: "Causal", work: Path, teach: Teach) -> None:
-        from tasks.training.optimizer import MuonAdamW
+    def __init__(
+        self, model: Any, spec: "Causal", work: Path, teach: Teach, processes: "Accelerator | None" = None
+    ) -> None:
+        from tasks.training.forward import pack
+        from tasks.training.lora import fuse
+        from tasks.training.muon import Muon
 
         self.model, self.spec, self.work, self.teach = model, spec, work, teach
+        self.processes = processes or accelerator()
+        fuse(model)
+        self.packed = pack(model.get_base_model())
         self.adapter = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = MuonAdamW(self.adapter.values(), spec.learning_rate)
+        self.optimizer = Muon(self.adapter.values(), lr=spec.learning_rate)
+        if self.processes.distributed_type == "FSDP":
+            if not self.packed:
+                kind = model.config.model_type
+                raise SetupError(f"a {kind!r} model cannot be packed, so not be sharded either; unset FLYWHEEL_SHARD")
+            shard(model, self.processes)
         self.step = 0
         self.best = math.inf
         self.history: list[dict[str, float]] = []
 
     def validate(self, examples: Sequence[Example]) -> float:
         """Mean cross-entropy of the answers, whatever the lesson: in nats a token."""
-        import torch
-
-        self.model.eval()
-        with torch.inference_mode():
-            groups = schedule(examples, self.spec.batch_tokens, 0, 0)
-            losses = [(imitate(self.model, group).item(), len(group)) for group in groups]
-        self.model.train()
-        return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
+        groups = schedule(examples, self.spec.batch_tokens, 0, 0, self.packed)
+        whole = imitation_loss(self.model, [self.own(group) for group in groups])
+        self.add_up(whole)
+        return whole.mean.item()
 
     def run(self, train: Sequence[Example], validation: Sequence[Example], progress: Progress | None) -> None:
         """Train from the last checkpoint, if there is one; afterwards the model holds the best epoch's adapter."""
-        import torch
-
         spec = self.spec
-        epochs = plan(train, spec.batch_tokens, spec.seed, spec.epochs, spec.max_steps)
+        epochs = plan(train, spec.batch_tokens, spec.seed, spec.epochs, spec.max_steps, self.packed)
         total, done = sum(map(len, epochs)), 0
         self.restore()
         self.model.train()
@@ -70,35 +104,69 @@ class Trainer:
                 done += 1
                 if done <= self.step:
                     continue
-                for options in self.optimizer.param_groups:
-                    options["lr"] = max(spec.learning_rate * pace(done / total, spec.schedule, spec.warmup), 1e-7)
-                loss = self.teach(self.model, group, done / total)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.adapter.values(), 1.0)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                loss = self.learn(group, done / total)
                 self.step = done
                 if done % spec.checkpoint_steps == 0:
                     self.save()
                 if progress:
-                    progress(done, total, f"distill, loss {loss.item():.3f}")
+                    progress(done, total, f"distill, loss {loss:.3f}")
             if len(self.history) <= epoch:
                 self.remember(epoch, self.validate(validation or train[:64]))
-        self.load_adapter(self.work / "best.safetensors")
+        self.processes.wait_for_everyone()  # for what the first has written
+        load_adapter(self.model, self.work)
+
+    def learn(self, group: Sequence[Example], at: float) -> float:
+        """One step by a batch, when `at` of all steps are done with it; returns its mean loss."""
+        import torch
+
+        for options in self.optimizer.param_groups:
+            options["lr"] = max(self.spec.learning_rate * pace(at, self.spec.schedule, self.spec.warmup), 1e-7)
+        loss = self.teach(self.model, self.own(group), at)
+        loss.total.backward()
+        whole = Loss(loss.total.detach(), loss.weight)
+        for parameter in self.adapter.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.adapter.values()]
+        self.add_up([*gradients, *whole])
+        for gradient in gradients:
+            gradient.div_(whole.weight)
+        torch.nn.utils.clip_grad_norm_(self.adapter.values(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return whole.mean.item()
+
+    def own(self, group: Sequence[Example]) -> Sequence[Example]:
+        """This process's share of a batch."""
+        several = self.processes.num_processes > 1
+        return share(group, self.processes.process_index, self.processes.num_processes) if several else group
+
+    def add_up(self, tensors: Sequence["Tensor"]) -> None:
+        """Make each tensor the sum of what the processes have there."""
+        import torch
+
+        if self.processes.num_processes == 1:
+            return
+        flat = self.processes.reduce(torch.cat([tensor.flatten() for tensor in tensors]), "sum")
+        for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(summed.view_as(tensor))
 
     def remember(self, epoch: int, loss: float) -> None:
         """Note an epoch's validation loss; keep its adapter if it is the best so far."""
         self.history.append({"epoch": epoch + 1, "validation_loss": round(loss, 5)})
         if loss < self.best:
             self.best = loss
-            write_tensors(self.adapter, self.work / "best.safetensors")
+            if self.processes.is_main_process:
+                write_tensors(self.adapter, self.work / BEST)
         self.save()
 
     def save(self) -> None:
+        if not self.processes.is_main_process:
+            return
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.adapter.items():
             tensors[name] = parameter
-            tensors |= {f"{key}|{name}": value for key, value in self.optimizer.state[parameter].items()}
+            tensors |= {f"{kind}|{name}": tensor for kind, tensor in self.optimizer.state[parameter].items()}
         state = {"step": self.step, "best": self.best, "history": self.history}
         write_tensors(tensors, self.work / "checkpoint.safetensors", {"state": json.dumps(state)})
 
@@ -113,18 +181,42 @@ class Trainer:
             state = json.loads(stored.metadata()["state"])
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no iterator)
         for name, parameter in self.adapter.items():
-            parameter.data.copy_(tensors.pop(name))
-        for full, value in tensors.items():
-            key, _, name = full.partition("|")
-            parameter = self.adapter[name]
-            self.optimizer.state[parameter][key] = value.to(parameter.device if value.ndim else "cpu")  # AdamW's count
+            parameter.data.copy_(tensors[name])
+            for kind, tensor in self.optimizer.state[parameter].items():
+                tensor.copy_(tensors[f"{kind}|{name}"])
         self.step, self.best, self.history = state["step"], state["best"], state["history"]
 
-    def load_adapter(self, path: Path) -> None:
-        from safetensors.torch import load_file
 
-        for name, tensor in load_file(path).items():
-            self.adapter[name].data.copy_(tensor)
+def imitation_loss(model: Any, groups: Sequence[Sequence[Example]]) -> Loss:
+    """The loss of imitation over some batches, which teach nothing."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        losses = [imitate(model, group) for group in groups]
+    model.train()
+    return Loss(*(torch.stack(parts).sum() for parts in zip(*losses, strict=True)))
+
+
+def shard(model: Any, processes: "Accelerator") -> None:
+    """Leave each process a part of the frozen base; the adapter stays whole everywhere."""
+    from accelerate.utils import fsdp2_prepare_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    processes.state.fsdp_plugin.ignored_modules = [
+        getattr(layer, name) for layer in layers for name in layer.adapter_layer_names if hasattr(layer, name)
+    ]
+    fsdp2_prepare_model(processes, model.get_base_model())
+
+
+def load_adapter(model: Any, work: Path) -> None:
+    """Give an adapted model the best epoch's adapter."""
+    from safetensors.torch import load_file
+
+    parameters = dict(model.named_parameters())
+    for name, tensor in load_file(work / BEST).items():
+        parameters[name].data.copy_(tensor)
 
 
 def pace(at: float, schedule: Schedule, warmup: float) -> float:
