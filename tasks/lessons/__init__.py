@@ -2,5 +2,6 @@
 
 from tasks.lessons.imitation import Imitation as Imitation
 from tasks.lessons.logits import Logits as Logits
+from tasks.lessons.on_policy import OnPolicy as OnPolicy
 
-Learn = Imitation | Logits
+Learn = Imitation | Logits | OnPolicy

@@ -5,8 +5,8 @@ What is learned is a lesson's matter (`lessons/`), which gives the loss of a bat
 AdamW's measure (Liu et al. 2025, eq. 4). On the seedling at LoRA alpha 64 it came to 0.8 times AdamW's validation loss
 in the same steps, at 1.2 times the time; the larger alpha did the rest.
 
-Checkpoints hold adapter, momentum and step as safetensors. The order of batches is a function of seed and epoch, and
-nothing else is random, so a run that was killed ends with the same weights as one that was not.
+Checkpoints hold adapter, momentum, step and hard cases as safetensors. The order of batches is a function of those,
+seed and epoch, and nothing else is random, so a run that was killed ends with the same weights as one that was not.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.lessons.imitation import imitate
 from tasks.lessons.lesson import Teach
 from tasks.training.examples import Example, plan, schedule
+from tasks.training.hard import redrawn, unlearned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,7 @@ class Trainer:
     Attributes:
         adapter: What is trained, by name.
         history: The validation loss after each epoch.
+        hard: Rows that are drawn more often in this epoch.
     """
 
     def __init__(self, model: Any, spec: "Causal", work: Path, teach: Teach) -> None:
@@ -47,6 +49,7 @@ class Trainer:
         self.step = 0
         self.best = math.inf
         self.history: list[dict[str, float]] = []
+        self.hard: list[int] = []
 
     def validate(self, examples: Sequence[Example]) -> float:
         """Mean cross-entropy of the answers, whatever the lesson: in nats a token."""
@@ -69,6 +72,8 @@ class Trainer:
         self.restore()
         self.model.train()
         for epoch, groups in enumerate(epochs):
+            if self.hard:
+                groups = redrawn(train, self.hard, spec.hard, spec.batch_tokens, spec.seed, epoch, len(groups))
             for group in groups:
                 done += 1
                 if done <= self.step:
@@ -86,6 +91,7 @@ class Trainer:
                 if progress:
                     progress(done, total, f"distill, loss {loss.item():.3f}")
             if len(self.history) <= epoch:
+                self.hard = unlearned(self.model, train, spec.batch_tokens) if spec.hard > 1 else []
                 self.remember(epoch, self.validate(validation or train[:64]))
         self.load_adapter(self.work / "best.safetensors")
 
@@ -102,7 +108,7 @@ class Trainer:
         for name, parameter in self.adapter.items():
             tensors[name] = parameter
             tensors[f"{MOMENTUM}|{name}"] = self.optimizer.state[parameter][MOMENTUM]
-        state = {"step": self.step, "best": self.best, "history": self.history}
+        state = {"step": self.step, "best": self.best, "history": self.history, "hard": self.hard}
         write_tensors(tensors, self.work / "checkpoint.safetensors", {"state": json.dumps(state)})
 
     def restore(self) -> None:
@@ -118,7 +124,8 @@ class Trainer:
         for name, parameter in self.adapter.items():
             parameter.data.copy_(tensors[name])
             self.optimizer.state[parameter] = {MOMENTUM: tensors[f"{MOMENTUM}|{name}"].to(parameter.device)}
-        self.step, self.best, self.history = state["step"], state["best"], state["history"]
+        self.step, self.best = state["step"], state["best"]
+        self.history, self.hard = state["history"], state["hard"]
 
     def load_adapter(self, path: Path) -> None:
         from safetensors.torch import load_file
