@@ -14,6 +14,7 @@ from flows.redeploy import redeploy_stage
 from flows.release import decide
 from tasks.curate import CurateSpec
 from tasks.evaluate import EvaluateSpec
+from tasks.lessons.top_k import CORRECTED
 from tasks.quantize import CANDIDATES, CandidateSpec
 from tasks.release import GateSpec
 from tasks.sources import Source
@@ -67,12 +68,13 @@ def render(result: dict[str, Any]) -> str:
 
 
 def learned(result: dict[str, Any]) -> list[str]:
-    """Data and prompt in two lines, where the result is a whole turn's."""
+    """Data and prompt in two lines, where the result is a whole turn's; a third where the teacher was not followed."""
     if "student" not in result:
         return []
     data, student = result["dataset"], result["student"]
     said = ", ".join(f"{n} {rule}" for rule, n in data["feedback"].items() if rule != "nothing") or "none"
     sent, read = student["prompt_tokens_sent"], student["prompt_tokens_read"]
+    unheard = [f"{reason} ({n:,})" for reason, n in student.get("not_followed", {}).items() if reason != CORRECTED]
     baked = (
         f"prompt: {read:,.0f} tokens instead of {sent:,.0f}, the rest is baked in"
         if data["prefix"]
@@ -81,5 +83,10 @@ def learned(result: dict[str, Any]) -> list[str]:
     return [
         f"{data['train']:,} interactions to train, {data['validation']:,} to validate, {data['holdout']:,} held out",
         f"feedback used: {said}; {baked}",
+        *(
+            [f"teacher's distribution followed in {student['followed']:,}; not: {'; '.join(unheard)}"]
+            if unheard
+            else []
+        ),
         "",
     ]

@@ -20,8 +20,8 @@ mass 1 − Σ p is one more outcome, "any other token", and the student is read 
 A rest below `LEAST` counts as that: float32 tells no less of 1 − Σ p, and a logarithm of nothing has no gradient.
 
 **Temperature and the rest.** The k + 1 outcomes are raised to 1/T as they are, the rest as if it were one token. It is
-many: before normalization their true mass at T > 1 is between rest^(1/T) and (V − k)^(1 − 1/T) · rest^(1/T), V tokens in
-all. Teacher and student are read alike, so the divergence is zero only where they agree; but it is that of the k + 1
+many: before normalization their true mass at T > 1 is between rest^(1/T) and (V − k)^(1 − 1/T) · rest^(1/T), V tokens
+in all. Teacher and student are read alike, so the divergence is zero only where they agree; but it is that of the k + 1
 outcomes, no longer below that of the whole vocabulary, and a high T teaches less of the tail than it would.
 
 Measured: the seedling teacher, 4,492 answer tokens of the shop's validation split, k = 32, to the untrained student.

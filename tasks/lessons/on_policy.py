@@ -48,7 +48,8 @@ class OnPolicy:
     follows: ClassVar[bool] = True
 
     def prepare(self, desk: Desk) -> Teach:
-        """
+        """The lesson, with the teacher loaded.
+
         Raises:
             SetupError: There is no local teacher who writes the student's tokens.
         """
@@ -102,11 +103,11 @@ class OnPolicy:
         batch = collate(own, model.device)
         student = answer_logits(model, batch.ids, batch.answers)
         heard = collate([e._replace(ids=prompts[e.row] + e.ids[e.prompt :], prompt=len(prompts[e.row])) for e in own])
-        with torch.inference_mode():
+        with torch.no_grad():
             mask = heard.answers.to(teacher.device)
             opinion = logits_at(teacher, heard.ids[:, :-1].to(teacher.device), mask).float().to(model.device)
         width = min(student.shape[-1], opinion.shape[-1])  # heads are often wider than the vocabulary, by a little
-        apart = diverge(self.divergence, opinion[:, :width].clone(), student[:, :width], self.beta)
+        apart = diverge(self.divergence, opinion[:, :width], student[:, :width], self.beta)
         return weighted(apart, batch.weight), batch.weight.sum().item()
 
 

@@ -19,19 +19,21 @@ TopK = dict[int, tuple["Tensor", "Tensor"]]
 k may differ from row to row; where a position has fewer, -inf fills it up; one that has nothing else is not followed.
 """
 
+CORRECTED = "corrected by a person"
+
 
 def known_of(desk: Desk, k: int, theirs: Any) -> TopK:
     """What can be followed: of the local teacher, whose tokenizer is `theirs`, or where there is none of the log."""
     wanted = [e for e in desk.examples if e.follow]
     found, why = asked(desk, wanted, k, theirs) if desk.teacher else logged(desk, wanted)
     corrected = len(desk.examples) - len(wanted)
-    say(desk, len(found), why + (Counter({"corrected by a person": corrected}) if corrected else Counter()))
+    say(desk, len(found), why + Counter({CORRECTED: corrected}))
     return found
 
 
 def say(desk: Desk, followed: int, why_not: Counter[str]) -> None:
     """Note of how many rows the teacher is followed, and why not of the others."""
-    desk.report["followed"], desk.report["not_followed"] = followed, dict(why_not.most_common())
+    desk.report["followed"], desk.report["not_followed"] = followed, dict((+why_not).most_common())
 
 
 def asked(desk: Desk, wanted: Sequence[Example], k: int, theirs: Any) -> tuple[TopK, Counter[str]]:

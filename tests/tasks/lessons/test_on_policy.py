@@ -1,6 +1,5 @@
 """The student's own answers: how they are written, what the teacher makes of them, and when."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,29 +9,17 @@ from tasks.lessons import Logits, OnPolicy
 from tasks.lessons.divergences import diverge
 from tasks.lessons.lesson import Desk, Teach
 from tasks.lessons.on_policy import answer
-from tests.tasks.lessons.toy import EXAMPLES, small_model, teacher_of
+from tests.tasks.lessons.toy import EXAMPLES, TOKENIZER, small_model, small_teacher, teacher_of
 
 GROUP = [e._replace(ids=e.ids[: 3 + e.row % 3] + e.ids[3:], prompt=3 + e.row % 3) for e in EXAMPLES[:6]]
-TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=1)
 PROMPTS = {e.row: [9, 8, *e.ids[: e.prompt]] for e in GROUP}  # the teacher reads more than the student
-
-
-def teacher() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=70, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, initializer_range=0.5,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 def lesson(spec: OnPolicy, prompts: dict[int, list[int]] = PROMPTS) -> tuple[Teach, Teach]:
     """It, and the one that it stands beside."""
     logged = spec.logits.toward(teacher_of(GROUP))
     desk = Desk(None, [], GROUP, TOKENIZER, None, 3, None)  # type: ignore[arg-type]
-    return spec.beside(logged, teacher(), prompts, desk), logged
+    return spec.beside(logged, small_teacher(), prompts, desk), logged
 
 
 def sharp_model() -> Any:
@@ -90,7 +77,7 @@ def test_the_loss_is_the_divergence_on_what_the_student_wrote_and_logits_where_t
     prompts = {row: prompt for row, prompt in PROMPTS.items() if row != 2}  # one request that the teacher cannot read
     spec = OnPolicy(rate=1.0, share=1.0, divergence="jsd", beta=0.3, logits=Logits(weight=0.7))
     ours, logged = lesson(spec, prompts)
-    model, judge = small_model(), teacher()
+    model, judge = small_model(), small_teacher()
     written: list[list[int]] = []
 
     def noted(*given: Any) -> list[list[int]]:

@@ -1,6 +1,7 @@
-"""A tiny model with a LoRA, sequences for it, and a teacher of random distributions."""
+"""A tiny model with a LoRA, sequences for it, and two teachers: random distributions, and another model."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from tasks.lessons.logits import TopK
 from tasks.training.examples import Example
 
 EXAMPLES = [Example([5 + (7 * n + i) % 40 for i in range(6 + n % 5)], 3, 1.0 + n % 2, True, n) for n in range(24)]
+TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=1)
 
 
 def small_model() -> Any:
@@ -21,6 +23,18 @@ def small_model() -> Any:
         num_key_value_heads=2, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     return get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+
+
+def small_teacher() -> Any:
+    """Another model, with a head that is wider than the vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=70, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, initializer_range=0.5,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
 
 
 def teacher_of(examples: Sequence[Example]) -> TopK:
