@@ -15,6 +15,7 @@ from flows.release import decide
 from infra.settings import SetupError, settings
 from tasks.curate import CurateSpec
 from tasks.evaluate import EvaluateSpec
+from tasks.lessons.top_k import CORRECTED
 from tasks.quantize import CANDIDATES, CandidateSpec, fitting
 from tasks.release import GateSpec
 from tasks.sources import Source
@@ -76,7 +77,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def learned(result: dict[str, Any]) -> list[str]:
-    """Data, prompt and classifier in a line each, where the result is a whole turn's."""
+    """Data, prompt, teacher and classifier in a line each, where the result is a whole turn's."""
     if "students" not in result:
         return []
     data, students = result["dataset"], result["students"]
@@ -90,6 +91,9 @@ def learned(result: dict[str, Any]) -> list[str]:
     use = {"cost_usd": 0.0, **data.get("teacher_use", {})}
     if use["cost_usd"]:
         lines.append(f"the teacher answered {use['asked']:,} requests for {use['cost_usd']:,.2f} USD")
+    causal = students.get("causal", {})
+    if unheard := [f"{reason} ({n:,})" for reason, n in causal.get("not_followed", {}).items() if reason != CORRECTED]:
+        lines.append(f"teacher's distribution followed in {causal['followed']:,}; not: {'; '.join(unheard)}")
     if "classifier" in students:
         made = students["classifier"]
         lines.append(f"classifier: {made['labels']:,} answers, {made['doubted']:,} rows left out as likely mistakes")

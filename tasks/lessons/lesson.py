@@ -1,8 +1,7 @@
 """What every lesson is: given what there is to learn from, it says the loss of a batch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.training.examples import Example
@@ -10,6 +9,7 @@ from tasks.training.examples import Example
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tasks.frozen import Dataset
     from tasks.teachers.hf import LocalTeacher
 
 Progress = Callable[[int, int, str], None]
@@ -40,16 +40,20 @@ class Desk:
     """What a lesson is prepared from.
 
     Attributes:
-        examples: The training sequences, as the student's tokenizer reads them.
+        dataset: Whose training rows these are; in its folder is kept what was computed once.
+        rows: The training rows; `Example.row` counts them.
+        examples: Those that are learned from, as the student's tokenizer reads them.
         tokenizer: The student's.
-        teacher: Whose distribution can be followed; None where there is no such teacher.
-        folder: The dataset's, where what was computed once is kept.
+        teacher: Whose distribution can be asked for; None where there is no such teacher.
         seed: Of what is random.
+        report: What a lesson has to say of what it found; it becomes part of the student's report.
     """
 
+    dataset: "Dataset"
+    rows: Sequence[dict[str, Any]]
     examples: Sequence[Example]
     tokenizer: Any
     teacher: "LocalTeacher | None"
-    folder: Path
     seed: int
     progress: Progress | None
+    report: dict[str, Any] = field(default_factory=dict)

@@ -1,29 +1,33 @@
-"""Logits: the answers, and the teacher's distribution at each of their positions (Hinton et al. 2015, eq. 4, at T = 1).
+"""Logits: the answers, and the teacher's distribution at each of their positions (Hinton et al. 2015, section 2).
 
-    loss = Σ w · [ CE(answer) + weight · KL(teacher ‖ student) ] / Σ w
+    loss = Σ w · [ CE(answer) + weight · D(teacher, student) ] / Σ w
 
-The teacher's distribution is its top-k tokens and one bucket for the rest, computed once and kept beside the dataset:
-1.7 times the speed of running the teacher in each step. A corrected answer is one the teacher got wrong, so there its
-distribution is left out. Without a teacher whose weights are at hand, and who reads the same tokens, this is imitation.
+D is a divergence over the teacher's top-k tokens and one bucket for the rest (`divergences.py`). Of a local teacher
+they are computed once and kept beside the dataset: 1.7 times the speed of running the teacher in each step. Of an
+endpoint they are what was logged with its answers. Where there are none, the answer alone is imitated, and the
+student's report says how often and why.
+
+A local teacher with another vocabulary is followed only if asked to be (`tokenizers="aligned"`, `alignment.py`): it
+then teaches how sure it was of its words, and nothing else.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from tasks.lessons.alignment import Pieces, difference, pieces_of, shared, side_by_side
+from tasks.lessons.divergences import Kind, at_tokens, diverge, with_rest
 from tasks.lessons.imitation import Imitation, answer_logits, cross_entropy, weighted
 from tasks.lessons.lesson import Desk, Loss, Teach
-from tasks.training.examples import Example, collate, lengths
+from tasks.lessons.top_k import CORRECTED, TopK, followed, known_of, say
+from tasks.training.examples import Example, collate
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-TopK = dict[int, tuple["Tensor", "Tensor"]]
-"""Row → the teacher's log-probabilities float16 [n, k] at an answer's n positions, and their token ids int32 [n, k]."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,29 @@ class Logits:
     name: Literal["logits"] = "logits"
     weight: Annotated[float, Field(gt=0, description="Of the teacher's distribution beside the answers")] = 1.0
     top_k: Annotated[int, Field(ge=1, le=1024, description="Teacher tokens kept at each position")] = 32
+    divergence: Annotated[Kind, Field(description="Between teacher and student")] = "forward_kl"
+    beta: Annotated[float, Field(gt=0, lt=1, description="Weight of the teacher in the JSD's mixture")] = 0.5
+    temperature: Annotated[float, Field(gt=0, description="Of both distributions, when compared")] = 1.0
+    tokenizers: Annotated[
+        Literal["same", "aligned"],
+        Field(
+            description="A local teacher with another vocabulary: imitate its answers alone, or align the two by text"
+        ),
+    ] = "same"
     follows: ClassVar[bool] = True
 
     def prepare(self, desk: Desk) -> Teach:
-        if desk.teacher is None:
+        from infra.engines.chat import load_tokenizer
+
+        theirs = desk.teacher and load_tokenizer(Path(desk.teacher.path))
+        if differs := theirs and difference(desk.tokenizer, theirs):
+            if self.tokenizers == "aligned":
+                return self.toward_pieces(known_pieces(desk, theirs))
+            way_out = '--distill.learn \'{"name": "logits", "tokenizers": "aligned"}\' follows it all the same'
+            say(desk, 0, Counter({f"{differs}; {way_out}": len(desk.examples)}))
             return Imitation().prepare(desk)
-        return self.toward(teacher_logits(desk, self.top_k))
+        known = known_of(desk, self.top_k, theirs)
+        return self.toward(known) if known else Imitation().prepare(desk)
 
     def toward(self, known: TopK) -> Teach:
         """The lesson, with the teacher's distributions at hand."""
@@ -49,57 +70,48 @@ class Logits:
             batch = collate(group, model.device)
             logp = answer_logits(model, batch).log_softmax(-1)
             values, tokens, follow = (part.to(model.device) for part in followed(group, known))
-            loss = cross_entropy(logp, batch.targets) + self.weight * follow * top_k_kl(values, logp.gather(-1, tokens))
-            return weighted(loss, batch.weight)
+            apart = self.between(*at_tokens(logp, values, tokens))
+            return weighted(cross_entropy(logp, batch.targets) + self.weight * follow * apart, batch.weight)
 
         return teach
 
+    def toward_pieces(self, known: dict[int, Pieces]) -> Teach:
+        """The lesson across two tokenizers."""
 
-def teacher_logits(desk: Desk, k: int) -> TopK:
-    """The teacher's top-k at each answer position; computed once and kept with the dataset."""
-    import torch
-    from safetensors.torch import load_file, save_file
+        def teach(model: Any, group: Sequence[Example], at: float) -> Loss:
+            batch = collate(group, model.device)
+            loss = cross_entropy(answer_logits(model, batch).log_softmax(-1), batch.targets)
+            piece, first, theirs = (part.to(model.device) for part in side_by_side(group, known))
+            ours = theirs.new_zeros(len(theirs)).index_add(0, piece[piece >= 0], -loss[piece >= 0])
+            apart = self.between(*(with_rest(logp[:, None]) for logp in (theirs, ours)))
+            return weighted(loss.index_add(0, first, self.weight * apart), batch.weight)
 
-    from tasks.teachers.hf import model_fingerprint
+        return teach
 
-    assert desk.teacher is not None
-    name = f"teacher-{model_fingerprint(desk.teacher.path)[:12]}-{len(desk.examples)}-top{k}.safetensors"
-    path: Path = desk.folder / name
-    if not path.exists():
-        asked = [(e.ids, e.prompt) for e in desk.examples]
-        values, tokens = zip(*desk.teacher.top_k(asked, k, desk.progress), strict=True)
-        offsets = [0, *accumulate(map(len, values))]
-        stored = {"logp": torch.cat(values), "ids": torch.cat(tokens), "offsets": torch.tensor(offsets)}
-        save_file({**stored, "rows": torch.tensor([e.row for e in desk.examples])}, path.with_suffix(".partial"))
-        path.with_suffix(".partial").rename(path)
-    stored = load_file(path)
-    bounds = stored["offsets"].tolist()
-    return {
-        row: (stored["logp"][a:b], stored["ids"][a:b])
-        for row, a, b in zip(stored["rows"].tolist(), bounds, bounds[1:], strict=False)
-    }
+    def between(self, teacher: "Tensor", student: "Tensor") -> "Tensor":
+        """The divergence [n] of log-probabilities [n, m] over the same m outcomes."""
+        return diverge(self.divergence, teacher, student, self.beta, self.temperature)
 
 
-def followed(group: Sequence[Example], known: TopK) -> tuple["Tensor", "Tensor", "Tensor"]:
-    """A batch's teacher: log-probabilities float32 [n, k], token ids long [n, k], and [n] 1 where they are followed."""
-    import torch
+def known_pieces(desk: Desk, theirs: Any) -> dict[int, Pieces]:
+    """How likely the local teacher, whose tokenizer is `theirs`, holds the pieces of text that it shares with us."""
+    from tasks.lessons.reading import UNREAD, as_the_teacher_reads, said
+    from tasks.teachers.hf import of_the_answer
 
-    pairs = [known[e.row] for e in group]
-    follow = torch.tensor([float(e.follow) for e in group]).repeat_interleave(lengths(group))
-    return torch.cat([v for v, _ in pairs]).float(), torch.cat([t for _, t in pairs]).long(), follow
-
-
-def top_k_kl(teacher: "Tensor", student: "Tensor") -> "Tensor":
-    """KL(teacher ‖ student) over k tokens and one bucket for all the others; log-probabilities [n, k] → [n].
-
-    What the k leave of the teacher's mass is held against what the student gives all other tokens together, so nothing
-    is said of how either spreads it: this is the whole KL of a teacher that spreads its rest as the student does, and
-    never more than that of the real one (the data-processing inequality). A token at -inf is none: it fills up a
-    position of which fewer are known, and leaves the student's mass there in the bucket. Where nothing is known, 0.
-    """
-    there = teacher > float("-inf")
-    p, q = teacher.exp(), (student.exp() * there)
-    rest_p = (1 - p.sum(-1)).clamp_min(1e-6)
-    rest_q = (1 - q.sum(-1)).clamp_min(1e-6)
-    apart = (teacher - student).masked_fill(~there, 0)
-    return (p * apart).sum(-1) + rest_p * (rest_p.log() - rest_q.log())
+    wanted = [e for e in desk.examples if e.follow]
+    read = as_the_teacher_reads(desk, theirs)
+    heard = said(desk, [read[e.row] for e in wanted if e.row in read], "answer", of_the_answer)
+    found, why = {}, Counter({CORRECTED: len(desk.examples) - len(wanted)})
+    for e in wanted:
+        if e.row not in heard:
+            why[UNREAD] += 1
+            continue
+        their = read[e.row]
+        answer = e.ids[e.prompt :]
+        spans = shared(desk.tokenizer, theirs, answer, their.ids[their.prompt :])
+        if spans:
+            found[e.row] = pieces_of(spans, len(answer), heard[e.row][0])
+        else:
+            why["the two write nothing of the answer alike"] += 1
+    say(desk, len(found), why)
+    return found

@@ -57,6 +57,9 @@ class Causal:
     epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 5
     max_steps: Annotated[int, Field(ge=0, description="Stop after so many steps, however many rows; 0: no limit")] = 0
     batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 384
+    hard: Annotated[
+        float, Field(ge=1, description="How often to draw, after an epoch, what the student gets wrong; 1: as the rest")
+    ] = 1.0
     max_length: Annotated[int, Field(ge=16, description="Longer examples, in tokens, are left out and counted")] = 1024
     checkpoint_steps: Annotated[int, Field(ge=1, description="Steps between checkpoints")] = 50
     seed: Annotated[int, Field(description="Of the order of the batches and a fresh adapter's weights")] = 0
@@ -130,10 +133,7 @@ class Causal:
                 f"none of {len(rows)} training rows fits into max_length={self.max_length} tokens; "
                 "raise distill.max_length"
             )
-        teacher = self.followed(dataset)
-        if teacher and not same_tokens(tokenizer, load_tokenizer(teacher.path)):
-            teacher = None
-        desk = Desk(train, tokenizer, teacher, Path(dataset.path), self.seed, progress)
+        desk = Desk(dataset, rows, train, tokenizer, self.followed(dataset), self.seed, progress)
         with processes.main_process_first():  # what it writes, the others read
             teach, adapted = self.learn.prepare(desk), self.adapted(dataset, work)
         trainer = Trainer(adapted.to(processes.device), self, work, teach, processes)
@@ -141,7 +141,7 @@ class Causal:
         return {
             **prompt_tokens(tokenizer, dataset, rows), "base": self.path, "examples": len(train),
             "too_long": len(rows) - len(train), "steps": trainer.step, "history": trainer.history,
-            "teacher_logits": teacher is not None, "processes": processes.num_processes,
+            **desk.report, "processes": processes.num_processes,
             "max_tokens": 2 * max(len(e.ids) - e.prompt for e in train),
         }  # fmt: skip
 
@@ -182,8 +182,3 @@ def prompt_tokens(tokenizer: Any, dataset: "Dataset", rows: list[dict[str, Any]]
         sent += len(render(tokenizer, messages, tools, prompt=True))
         read += len(render(tokenizer, row["messages"], row["tools"], prompt=True))
     return {"prompt_tokens_sent": round(sent / len(sample), 1), "prompt_tokens_read": round(read / len(sample), 1)}
-
-
-def same_tokens(ours: Any, theirs: Any) -> bool:
-    """Whether two tokenizers write the same ids and the same conversations."""
-    return bool(ours.get_vocab() == theirs.get_vocab() and ours.chat_template == theirs.chat_template)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
+Extract = Callable[["Tensor", "Tensor"], "tuple[Tensor, ...]"]
+"""(log-probabilities float32 [n, vocabulary], tokens that were written long [n]) → tensors [n, ...]"""
+
 
 def load_model(path: str) -> "PreTrainedModel":
     """A causal LM in float32 from a Hugging Face id or path.
@@ -136,25 +139,31 @@ class LocalTeacher:
             for r in replies
         ]
 
-    def top_k(
-        self, sequences: Sequence[tuple[list[int], int]], k: int, progress: Progress | None = None
-    ) -> list[tuple["Tensor", "Tensor"]]:
-        """The teacher's k most likely next tokens at each answer position.
+    @property
+    def context(self) -> int:
+        """Tokens that it can read at once."""
+        from transformers import AutoConfig
+
+        return int(getattr(AutoConfig.from_pretrained(self.path), "max_position_embeddings", None) or 1 << 30)
+
+    def read(
+        self, sequences: Sequence[tuple[list[int], int]], extract: Extract, progress: Progress | None = None
+    ) -> list[tuple["Tensor", ...]]:
+        """What `extract` takes of the teacher's distribution at each answer position.
 
         Args:
             sequences: (ids of prompt and answer, length of the prompt) in the teacher's own tokens.
-            k: How many to keep.
 
         Returns:
-            For each sequence log-probabilities float16 [answer length, k] and token ids int32 [answer length, k].
+            For each sequence what `extract` made of its answer's positions.
         """
         import torch
 
         from tasks.training.forward import logits_at
 
-        model = load_model(self.path).eval()
+        model = load_model(self.path).eval().to("cuda" if torch.cuda.is_available() else "cpu")
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        found: dict[int, tuple[Tensor, ...]] = {}
         with torch.inference_mode():
             for start in range(0, len(order), 16):
                 group = order[start : start + 16]
@@ -165,12 +174,26 @@ class LocalTeacher:
                 for row, i in enumerate(group):
                     whole, prompt = sequences[i]
                     mask[row, prompt - 1 : len(whole) - 1] = True
-                logp = logits_at(model, ids, mask).float().log_softmax(-1)
-                values, tokens = logp.topk(min(k, logp.shape[-1]), dim=-1)
+                written = ids.roll(-1, 1)[mask]
+                logp = logits_at(model, ids.to(model.device), mask.to(model.device)).float().log_softmax(-1).cpu()
                 lengths = mask.sum(-1).tolist()
-                parts = torch.split(values, lengths), torch.split(tokens, lengths)
-                for i, value, token in zip(group, *parts, strict=True):
-                    found[i] = value.half(), token.int()
+                parts = zip(*(torch.split(part, lengths) for part in extract(logp, written)), strict=True)
+                found |= zip(group, parts, strict=True)
                 if progress:
                     progress(len(found), len(sequences), "teacher logits")
         return [found[i] for i in range(len(sequences))]
+
+
+def likeliest(k: int) -> Extract:
+    """The k most likely tokens: their log-probabilities float16 [n, k] and ids int32 [n, k]."""
+
+    def extract(logp: "Tensor", written: "Tensor") -> tuple["Tensor", ...]:
+        values, tokens = logp.topk(min(k, logp.shape[-1]), dim=-1)
+        return values.half(), tokens.int()
+
+    return extract
+
+
+def of_the_answer(logp: "Tensor", written: "Tensor") -> tuple["Tensor", ...]:
+    """The log-probability of each token that was written, float32 [n]."""
+    return (logp.gather(-1, written[:, None]).squeeze(-1),)

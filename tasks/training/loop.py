@@ -4,8 +4,9 @@ What is learned is a lesson's matter (`lessons/`), which gives the loss of a bat
 which steps each matrix of the adapter by an orthogonal one, so that no direction is left behind. On the seedling at
 LoRA alpha 64 it came to 0.8 times AdamW's validation loss in the same steps; the larger alpha did the rest.
 
-Checkpoints hold adapter, momentum and step as safetensors. The order of batches is a function of seed and epoch, and
-nothing else is random, so a run that was killed ends with the same weights as one that was not, given as many threads.
+Checkpoints hold adapter, momentum, step and hard cases as safetensors. The order of batches is a function of those,
+seed and epoch, and nothing else is random, so a run that was killed ends with the same weights as one that was not,
+given as many threads.
 
 Under torchrun (`launch.py`) each process takes its share of every batch, and the sums of losses, weights and gradients
 are added up, so that a step is the same however many they are. Every process holds the whole adapter, gradients and
@@ -22,6 +23,7 @@ from infra.settings import SetupError
 from tasks.lessons.imitation import imitate
 from tasks.lessons.lesson import Loss, Teach
 from tasks.training.examples import Example, plan, schedule, share
+from tasks.training.hard import redrawn, unlearned
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,6 +63,7 @@ class Trainer:
         adapter: What is trained, by name.
         packed: Whether the sequences of a batch are one row.
         history: The validation loss after each epoch.
+        hard: Rows that are drawn more often in this epoch.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Trainer:
         self.step = 0
         self.best = math.inf
         self.history: list[dict[str, float]] = []
+        self.hard: list[int] = []
 
     def validate(self, examples: Sequence[Example]) -> float:
         """Mean cross-entropy of the answers, whatever the lesson: in nats a token."""
@@ -100,6 +104,10 @@ class Trainer:
         self.restore()
         self.model.train()
         for epoch, groups in enumerate(epochs):
+            if self.hard:
+                groups = redrawn(
+                    train, self.hard, spec.hard, spec.batch_tokens, spec.seed, epoch, len(groups), self.packed
+                )
             for group in groups:
                 done += 1
                 if done <= self.step:
@@ -111,6 +119,7 @@ class Trainer:
                 if progress:
                     progress(done, total, f"distill, loss {loss:.3f}")
             if len(self.history) <= epoch:
+                self.hard = unlearned(self.model, train, spec.batch_tokens, self.packed) if spec.hard > 1 else []
                 self.remember(epoch, self.validate(validation or train[:64]))
         self.processes.wait_for_everyone()  # for what the first has written
         load_adapter(self.model, self.work)
@@ -167,7 +176,7 @@ class Trainer:
         for name, parameter in self.adapter.items():
             tensors[name] = parameter
             tensors |= {f"{kind}|{name}": tensor for kind, tensor in self.optimizer.state[parameter].items()}
-        state = {"step": self.step, "best": self.best, "history": self.history}
+        state = {"step": self.step, "best": self.best, "history": self.history, "hard": self.hard}
         write_tensors(tensors, self.work / "checkpoint.safetensors", {"state": json.dumps(state)})
 
     def restore(self) -> None:
@@ -184,7 +193,8 @@ class Trainer:
             parameter.data.copy_(tensors[name])
             for kind, tensor in self.optimizer.state[parameter].items():
                 tensor.copy_(tensors[f"{kind}|{name}"])
-        self.step, self.best, self.history = state["step"], state["best"], state["history"]
+        self.step, self.best = state["step"], state["best"]
+        self.history, self.hard = state["history"], state["hard"]
 
 
 def imitation_loss(model: Any, groups: Sequence[Sequence[Example]]) -> Loss:

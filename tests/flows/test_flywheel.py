@@ -11,6 +11,8 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
+from flows.flywheel import learned
+from tasks.lessons.top_k import CORRECTED
 from tests.flows.conftest import ROOT, TURN, environment_of, flywheel
 from tests.shop_log import WORKLOAD, write_log
 
@@ -62,6 +64,14 @@ def test_rollback_gives_previous_its_place_back_and_back_again(turned: Any) -> N
     )
     assert {once["champion"], once["previous"]} == {first["version"], second["version"]}
     assert (twice["champion"], twice["previous"]) == (once["previous"], once["champion"])
+
+
+def test_a_teacher_that_was_not_followed_is_said_with_the_reason() -> None:
+    counts = {"feedback": {}, "prefix": None, "train": 9, "validation": 1, "holdout": 4}
+    student = {"prompt_tokens_sent": 20, "prompt_tokens_read": 20, "followed": 6}
+    for why, shown in (({CORRECTED: 3}, []), ({CORRECTED: 1, "other tokens": 2}, ["other tokens (2)"])):
+        said = learned({"dataset": counts, "student": {**student, "not_followed": why}})
+        assert [line.split("not: ")[1] for line in said if "followed in 6" in line] == shown
 
 
 def killed_once(home: Path, command: list[str], there: str) -> None:

@@ -1,6 +1,7 @@
 """From a frozen dataset to a student and its candidates, on a tiny base: what is learned, kept and refused."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 from infra.database.session import session
 from infra.database.tables import Student
 from infra.engines import load
-from infra.settings import SetupError
+from infra.prefix import Prefix
+from infra.seedling import shop
+from infra.seedling.tokenizer import save, train
+from infra.settings import SetupError, settings
 from quant.methods import GPTQ, RTN
 from tasks.curate import CurateSpec, curate
 from tasks.distill import distill
 from tasks.ingest import ingest
-from tasks.lessons import DPO, KTO, Imitation
+from tasks.lessons import DPO, KTO, Imitation, Logits, OnPolicy
 from tasks.quantize import CandidateSpec, quantize
 from tasks.sources import JSONL
 from tasks.students import Causal
@@ -33,12 +37,21 @@ def about(n: int) -> list[dict[str, Any]]:
     return [{**said, "kind": values[n % 3][0], "value": values[n % 3][1]}]
 
 
+def taught(bare: Path, folder: Path) -> Path:
+    """The bare model as a teacher that has the shop's prefix baked in."""
+    shutil.copytree(bare, folder)
+    prefix = Prefix(shop.SYSTEM, tuple(shop.tool_schemas()))
+    (folder / "flywheel.json").write_text(json.dumps({"prefix": prefix.to_json()}))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def dataset(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A frozen dataset in a home whose student base is the bare model, and whose teacher is that model as well."""
+    """A frozen dataset in a home whose base is the bare model, and whose teacher has the shop baked in."""
     folder = tmp_path_factory.mktemp("distill")
+    taught(bare, folder / "teacher")
     log = write_log(folder / "log.jsonl", seed=1, conversations=60, day=1)
-    with living_in(folder / "home", STUDENT=str(bare), TEACHER=str(bare), THREADS="1"):
+    with living_in(folder / "home", STUDENT=str(bare), TEACHER=str(folder / "teacher"), THREADS="1"):
         opinions = [opinion for n in range(40) for opinion in about(n)]
         (folder / "opinions.jsonl").write_text("".join(json.dumps(opinion) + "\n" for opinion in opinions))
         ingest(JSONL(paths=(str(log), str(folder / "opinions.jsonl"))))
@@ -77,7 +90,7 @@ def test_the_same_dataset_and_spec_give_the_same_student_without_training(
 def test_the_teacher_s_logits_are_kept_with_the_dataset(dataset: str, student: dict[str, Any]) -> None:
     from tasks.curate import load as frozen
 
-    assert student["teacher_logits"] is True
+    assert (student["followed"], student["not_followed"]) == (student["examples"], {})
     assert len(list(Path(frozen(dataset).path).glob("teacher-*.safetensors"))) == 1
 
 
@@ -110,6 +123,47 @@ def test_what_people_prefer_is_learned_after_the_lesson_and_a_killed_run_goes_on
     assert said["name"] == prefer.name and said["margin"] > 0 and said["validation_loss"] > 0
     assert said["pairs" if prefer.name == "dpo" else "liked"] > 5
     test_the_merged_student_is_the_base_with_its_adapter(Path(broken["base"]), broken)
+
+
+@pytest.fixture
+def foreign(bare: Path, dataset: str, tmp_path: Path) -> Iterator[Path]:
+    """The teacher is now one with another vocabulary."""
+    folder = taught(bare, tmp_path / "foreign")
+    save(train(["availability of orders, and wherever they are"] * 20), folder)
+    with living_in(settings().home, STUDENT=str(bare), TEACHER=str(folder), THREADS="1"):
+        yield folder
+
+
+def test_a_teacher_with_other_tokens_is_imitated_and_said_so_or_aligned_where_asked(
+    dataset: str, foreign: Path
+) -> None:
+    silent = distill(dataset, SPEC)
+    (reason,) = silent["not_followed"]
+    assert silent["followed"] == 0 and silent["not_followed"][reason] == silent["examples"]
+    assert "the teacher's vocabulary has" in reason and '"tokenizers": "aligned"' in reason
+    aligned = distill(dataset, replace(SPEC, learn=Logits(tokenizers="aligned")))
+    assert (aligned["followed"], aligned["not_followed"]) == (aligned["examples"], {})
+    assert aligned["history"] != silent["history"]
+    with pytest.raises(SetupError, match=r"on_policy.*the teacher's vocabulary has.*learn from logits"):
+        distill(dataset, replace(SPEC, learn=OnPolicy()))
+
+
+def test_a_student_whose_answers_nobody_judges_is_refused(bare: Path, dataset: str) -> None:
+    with (
+        living_in(settings().home, STUDENT=str(bare), TEACHER="", THREADS="1"),
+        pytest.raises(SetupError, match=r"on_policy.*'shop.assistant'; set FLYWHEEL_TEACHER.*or learn from logits"),
+    ):
+        distill(dataset, replace(SPEC, learn=OnPolicy()))
+
+
+def test_the_student_s_own_answers_change_what_it_becomes(dataset: str, student: dict[str, Any]) -> None:
+    spec = replace(SPEC, max_steps=6)
+    logits, idle, own = (
+        distill(dataset, replace(spec, learn=learn))
+        for learn in (Logits(), OnPolicy(rate=0.0), OnPolicy(rate=1.0, share=0.5))
+    )
+    assert logits["history"] == idle["history"] != own["history"]
+    assert own["followed"] == student["followed"]
 
 
 def test_the_student_knows_which_prefix_it_has_learned(dataset: str, student: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""A tiny model with an adapter, sequences for it, and a teacher of random distributions."""
+"""A tiny model with an adapter, sequences for it, and two teachers: random distributions, and another model."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from tasks.students.adapters import fresh
 from tasks.training.examples import Example
 
 EXAMPLES = [Example([5 + (7 * n + i) % 40 for i in range(6 + n % 5)], 3, 1.0 + n % 2, True, n) for n in range(24)]
+TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=1)
 
 
 def small_base() -> Any:
@@ -51,6 +53,18 @@ def answer_logp(model: Any, prompt: list[int], answer: list[int]) -> float:
     with torch.no_grad():
         logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     return sum(logp[i - 1, ids[i]].item() for i in range(len(prompt), len(ids)))
+
+
+def small_teacher() -> Any:
+    """Another model, with a head that is wider than the vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=70, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, initializer_range=0.5,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
 
 
 def teacher_of(examples: Sequence[Example]) -> TopK:

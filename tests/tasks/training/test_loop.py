@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tasks.lessons import Logits, OnPolicy
 from tasks.lessons.imitation import imitate
-from tasks.lessons.lesson import Loss
+from tasks.lessons.lesson import Desk, Loss, Teach
+from tasks.training.examples import plan
 from tasks.training.loop import Trainer, pace
-from tests.tasks.lessons.toy import EXAMPLES, small_model
+from tests.tasks.lessons.toy import EXAMPLES, TOKENIZER, small_model, small_teacher, teacher_of
 from tests.tasks.training import job
 
 ROOT = Path(__file__).parents[3]
@@ -54,7 +57,6 @@ def test_weights_are_the_same_to_the_bit_however_often_a_run_is_killed_and_the_c
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
 
     adapters = []
     for seed in (0, 1):
@@ -62,6 +64,63 @@ def test_another_seed_gives_other_weights(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / str(seed)).mkdir()
         adapters.append(job.train(tmp_path / str(seed)))
     assert not all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+
+
+def own_answers() -> Teach:
+    prompts = {e.row: e.ids[: e.prompt] for e in EXAMPLES}
+    desk = Desk(None, [], EXAMPLES, TOKENIZER, None, 0, None)  # type: ignore[arg-type]
+    return OnPolicy(share=0.8, rate=0.6).beside(Logits().toward(teacher_of(EXAMPLES)), small_teacher(), prompts, desk)
+
+
+@pytest.mark.parametrize(
+    ("lesson", "hard", "dora"), [("logits", 4.0, False), ("logits", 1.0, True), ("on_policy", 1.0, False)]
+)
+def test_hard_cases_own_answers_and_vectors_are_gone_on_with_as_well(
+    tmp_path: Path, lesson: str, hard: float, dora: bool
+) -> None:
+    torch.set_num_threads(1)
+    teach = own_answers() if lesson == "on_policy" else Logits().toward(teacher_of(EXAMPLES))
+
+    class Killed(Exception):
+        pass
+
+    def kill_at(step: int) -> Any:
+        def progress(done: int, total: int, what: str) -> None:
+            if done == step:
+                raise Killed
+
+        return progress
+
+    def weights(work: Path, *kills: int) -> dict[str, torch.Tensor]:
+        work.mkdir()
+        for kill in (*kills, math.inf):
+            trainer = Trainer(small_model(dora), replace(job.SPEC, hard=hard), work, teach)
+            try:
+                trainer.run(EXAMPLES[:18], EXAMPLES[18:], kill_at(kill))
+            except Killed:
+                continue
+        return {n: p.detach() for n, p in trainer.adapter.items()}
+
+    unbroken, broken = weights(tmp_path / "a"), weights(tmp_path / "b", 3, 7)
+    assert unbroken.keys() == broken.keys()
+    assert all(torch.equal(unbroken[n], broken[n]) for n in unbroken)
+    assert any(p.abs().max() > 0 for n, p in unbroken.items() if "lora_B" in n)
+
+
+def test_what_the_student_gets_wrong_is_drawn_more_often_in_the_next_epoch_and_steps_stay(tmp_path: Path) -> None:
+    drawn: list[tuple[bool, int]] = []  # whether it is hard now, and how many are
+
+    def teach(model: Any, group: Any, at: float) -> Loss:
+        drawn.extend((e.row in trainer.hard, len(trainer.hard)) for e in group)
+        return imitate(model, group)
+
+    spec = replace(job.SPEC, epochs=25, hard=4.0)
+    trainer = Trainer(small_model(), spec, tmp_path, teach)
+    trainer.run(EXAMPLES, [], None)
+    assert trainer.step == sum(map(len, plan(EXAMPLES, spec.batch_tokens, 0, 25, 0, trainer.packed)))
+    some = [(hard, n) for hard, n in drawn if 2 < n < 22]
+    each = {hard: sum(1 / (n if hard else 24 - n) for was, n in some if was is hard) for hard in (True, False)}
+    assert some and 2.5 < each[True] / each[False] < 6
 
 
 def test_training_learns_and_the_best_epoch_is_kept(tmp_path: Path) -> None:

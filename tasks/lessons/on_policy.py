@@ -1,0 +1,133 @@
+"""On-policy: at the end of training the student answers, and the teacher says what it thinks of each token.
+
+Trained on the teacher's answers alone, a student never sees its own mistakes, and after one is where it was never
+taught. So in the last `share` of the steps a batch is, with probability λ (Agarwal et al. 2024, "On-Policy Distillation
+of Language Models", algorithm 1), answered by the student as it is, by sampling; the teacher reads these answers, and
+
+    loss = Σ w · D(teacher, student) / Σ w        over the tokens that the student wrote, the whole vocabulary
+
+No gradient goes through the sampling. All other batches, and what people corrected (there the teacher is wrong), are
+learned as by `logits`; with λ or share 0 that is all there is. What is sampled is a function of the seed and the step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from infra.settings import SetupError
+from tasks.lessons.alignment import difference
+from tasks.lessons.divergences import Kind, diverge
+from tasks.lessons.imitation import answer_logits, weighted
+from tasks.lessons.lesson import Desk, Loss, Teach
+from tasks.lessons.logits import Logits
+from tasks.training.examples import Example, collate
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """The teacher's distribution on the student's own answers, after `logits`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    name: Literal["on_policy"] = "on_policy"
+    logits: Annotated[Logits, Field(description="What is learned from all other batches")] = Logits()  # noqa: RUF009 (frozen)
+    share: Annotated[float, Field(ge=0, le=1, description="Of all steps, the last, in which the student answers")] = (
+        0.25
+    )
+    rate: Annotated[float, Field(ge=0, le=1, description="GKD's λ: of their batches, those that it answers")] = 0.5
+    divergence: Annotated[Kind, Field(description="Between teacher and student on its answers")] = "jsd"
+    beta: Annotated[float, Field(gt=0, lt=1, description="Weight of the teacher in the JSD's mixture")] = 0.5
+    sampling: Annotated[float, Field(gt=0, description="Temperature at which the student answers")] = 1.0
+    follows: ClassVar[bool] = True
+
+    def prepare(self, desk: Desk) -> Teach:
+        """The lesson, with the teacher loaded.
+
+        Raises:
+            SetupError: There is no local teacher who writes the student's tokens.
+        """
+        import torch
+
+        from infra.engines.chat import load_tokenizer
+        from tasks.lessons.reading import as_the_teacher_reads
+        from tasks.teachers.hf import load_model
+
+        if desk.teacher is None:
+            raise SetupError(
+                "the lesson on_policy asks the teacher in each step, and there is none on this machine for workload "
+                f"{desk.dataset.workload!r}; set FLYWHEEL_TEACHER to a Hugging Face id or path, or learn from logits"
+            )
+        theirs = load_tokenizer(Path(desk.teacher.path))
+        if differs := difference(desk.tokenizer, theirs):
+            raise SetupError(
+                f"the lesson on_policy cannot follow a teacher with other tokens: {differs}; learn from logits"
+            )
+        logged = self.logits.prepare(desk)
+        read = as_the_teacher_reads(desk, theirs)
+        teacher = load_model(desk.teacher.path).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        return self.beside(logged, teacher, {row: e.ids[: e.prompt] for row, e in read.items()}, desk)
+
+    def beside(self, logged: Teach, teacher: Any, prompts: dict[int, list[int]], desk: Desk) -> Teach:
+        """The lesson, with the other one at hand, and the teacher: its model, and by row what it reads of a request."""
+
+        def teach(model: Any, group: Sequence[Example], at: float) -> Loss:
+            chance = Random(f"{desk.seed}:{at}")
+            asked = [e for e in group if e.follow and e.row in prompts]
+            if at <= 1 - self.share or chance.random() >= self.rate or not asked:
+                return logged(model, group, at)
+            written = answer(model, desk.tokenizer, asked, self.sampling, chance.getrandbits(63))
+            own = [e._replace(ids=e.ids[: e.prompt] + said) for e, said in zip(asked, written, strict=True)]
+            loss = self.compared(model, teacher, own, prompts)
+            if others := [e for e in group if e not in asked]:
+                rest = logged(model, others, at)
+                loss = Loss(loss.total + rest.total, loss.weight + rest.weight)
+            return loss
+
+        return teach
+
+    def compared(self, model: Any, teacher: Any, own: Sequence[Example], prompts: dict[int, list[int]]) -> Loss:
+        """The divergence on the student's answers, weighted."""
+        import torch
+
+        from tasks.training.forward import batch_logits
+
+        batch = collate(own, model.device)
+        student = answer_logits(model, batch)
+        heard = [e._replace(ids=prompts[e.row] + e.ids[e.prompt :], prompt=len(prompts[e.row])) for e in own]
+        with torch.no_grad():
+            opinion = batch_logits(teacher, collate(heard, teacher.device)).float().to(model.device)
+        width = min(student.shape[-1], opinion.shape[-1])  # heads are often wider than the vocabulary, by a little
+        return weighted(diverge(self.divergence, opinion[:, :width], student[:, :width], self.beta), batch.weight)
+
+
+def answer(model: Any, tokenizer: Any, group: Sequence[Example], temperature: float, seed: int) -> list[list[int]]:
+    """What the student says to the prompts of a batch: token ids, the end of the answer among them.
+
+    At most twice as long as the longest answer of the batch, as when it serves (there: of all training).
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    width, pad = max(e.prompt for e in group), tokenizer.pad_token_id
+    padding = [width - e.prompt for e in group]
+    ids = torch.tensor([[pad] * n + e.ids[: e.prompt] for n, e in zip(padding, group, strict=True)])
+    mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
+    end = tokenizer.eos_token_id
+    how = GenerationConfig(
+        max_new_tokens=2 * max(len(e.ids) - e.prompt for e in group), do_sample=True, temperature=temperature, top_k=0,
+        top_p=1.0, eos_token_id=end, pad_token_id=pad,
+    )  # fmt: skip
+    device = model.device
+    model.eval()
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        whole = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=how)
+    model.train()
+    return [said[: said.index(end) + 1] if end in said else said for said in whole[:, width:].tolist()]
