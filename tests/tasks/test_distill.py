@@ -21,6 +21,7 @@ from tasks.curate import CurateSpec, curate
 from tasks.distill import distill
 from tasks.ingest import ingest
 from tasks.lessons import DPO, KTO, Imitation, Logits, OnPolicy
+from tasks.lessons.top_k import CORRECTED
 from tasks.quantize import CandidateSpec, quantize
 from tasks.sources import JSONL
 from tasks.students import Causal
@@ -90,7 +91,8 @@ def test_the_same_dataset_and_spec_give_the_same_student_without_training(
 def test_the_teacher_s_logits_are_kept_with_the_dataset(dataset: str, student: dict[str, Any]) -> None:
     from tasks.curate import load as frozen
 
-    assert (student["followed"], student["not_followed"]) == (student["examples"], {})
+    assert student["not_followed"].keys() == {CORRECTED}
+    assert student["followed"] == student["examples"] - student["not_followed"][CORRECTED]
     assert len(list(Path(frozen(dataset).path).glob("teacher-*.safetensors"))) == 1
 
 
@@ -142,7 +144,8 @@ def test_a_teacher_with_other_tokens_is_imitated_and_said_so_or_aligned_where_as
     assert silent["followed"] == 0 and silent["not_followed"][reason] == silent["examples"]
     assert "the teacher's vocabulary has" in reason and '"tokenizers": "aligned"' in reason
     aligned = distill(dataset, replace(SPEC, learn=Logits(tokenizers="aligned")))
-    assert (aligned["followed"], aligned["not_followed"]) == (aligned["examples"], {})
+    assert aligned["not_followed"].keys() == {CORRECTED}
+    assert aligned["followed"] == aligned["examples"] - aligned["not_followed"][CORRECTED]
     assert aligned["history"] != silent["history"]
     with pytest.raises(SetupError, match=r"on_policy.*the teacher's vocabulary has.*learn from logits"):
         distill(dataset, replace(SPEC, learn=OnPolicy()))

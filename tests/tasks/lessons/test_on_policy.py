@@ -59,13 +59,14 @@ def test_without_rate_or_share_it_is_exactly_logits(spec: OnPolicy) -> None:
     ours, logged = lesson(spec)
     model = small_model()
     for step in range(1, 11):
-        assert torch.equal(ours(model, GROUP, step / 10), logged(model, GROUP, step / 10))
+        assert torch.equal(ours(model, GROUP, step / 10).total, logged(model, GROUP, step / 10).total)
 
 
 def test_the_student_answers_in_the_last_part_alone_and_there_as_often_as_asked() -> None:
     ours, logged = lesson(OnPolicy(rate=0.5, share=0.25))
     model = small_model()
-    own = [not torch.equal(ours(model, GROUP[:2], n / 80), logged(model, GROUP[:2], n / 80)) for n in range(1, 81)]
+    group = GROUP[:2]
+    own = [ours(model, group, n / 80).total != logged(model, group, n / 80).total for n in range(1, 81)]
     assert not any(own[:60])
     assert 4 <= sum(own[60:]) <= 16
 
@@ -85,7 +86,7 @@ def test_the_loss_is_the_divergence_on_what_the_student_wrote_and_logits_where_t
         return written
 
     monkeypatch.setattr("tasks.lessons.on_policy.answer", noted)
-    loss = ours(model, group, 0.5).item()
+    loss = ours(model, group, 0.5).mean.item()
     total = weights = 0.0
     for e, said in zip([group[0], group[3]], written, strict=True):
         with torch.no_grad():
@@ -95,7 +96,7 @@ def test_the_loss_is_the_divergence_on_what_the_student_wrote_and_logits_where_t
         weights += e.weight * len(said)
     others = [group[1], group[2]]
     theirs = sum(e.weight * (len(e.ids) - e.prompt) for e in others)
-    total += theirs * logged(model, others, 0.5).item()
+    total += theirs * logged(model, others, 0.5).mean.item()
     assert loss == pytest.approx(total / (weights + theirs), rel=1e-4)
 
 
@@ -108,8 +109,8 @@ def test_on_its_own_answers_the_student_comes_to_speak_as_the_teacher_does() -> 
     losses = []
     for step in range(1, 21):
         loss = ours(model, GROUP, step / 20)
-        loss.backward()
+        loss.mean.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append(loss.mean.item())
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
