@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     sql_url: SecretStr = Field(SecretStr(""), description="SQLAlchemy URL of the database that `ingest sql` reads")
     redact: str = Field("all", description="What is redacted before it is stored: `all`, `none`, or kinds by comma")
     redaction_key: SecretStr = Field(
-        SecretStr(""), description="Key of the tokens that stand for what was redacted. Default: a file in the home"
+        SecretStr(""), description="Key of the pseudonyms of what was redacted. Default: a file in the home"
     )
     host: str = Field("127.0.0.1", description="What the servers bind to")
     gateway_port: int = Field(8080, ge=1, le=65535, description="The gateway's port")

@@ -11,7 +11,7 @@ Digits are everywhere in traffic (orders, dates, prices, ids), so a number count
 
 No region is assumed, since one feature's traffic may come from anywhere. So bare digits without a sign stay
 (`6502530000` may as well be a moment in seconds), and so does what follows a word for an order or an invoice, or is
-joined to a word by a hyphen.
+joined to a word by a hyphen. So does a national number that begins with 000, which is a pseudonym's.
 
 A number comes to its national significant number, without country code and trunk zero: +49 30 123456 and 030 123456
 are the same to who wrote them. That two countries have the same number matters little within one conversation.
@@ -21,6 +21,8 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator
 
+from infra.privacy.pseudonyms import GAP, is_unreal, without_numbers
+
 Span = tuple[int, int, str]
 """Where a value starts, where it ends, and what it comes to however it is written."""
 
@@ -28,6 +30,7 @@ DATE = r"(?:[0-9]{1,2}[./-][0-9]{1,2}[./-](?:19|20)[0-9]{2}|(?:19|20)[0-9]{2}[./
 START = rf"(?<![0-9A-Za-z+])(?<![0-9][.,:/])(?<![0-9A-Za-z]-)(?!{DATE})"  # not within a word, an amount, an id
 END = r"(?![0-9A-Za-z]|[.,:/][0-9]|-[0-9A-Za-z])"
 
+SEVEN = re.compile(rf"[0-9](?:{GAP}[0-9]){{6}}")  # as many digits as each of these has, no farther apart
 INTERNATIONAL = re.compile(rf"{START}(?:\+|(?<![0-9] )00)[ (]{{0,2}}[1-9](?:[ ./()-]{{0,3}}[0-9]){{6,17}}{END}")
 LABELLED = re.compile(rf"{START}[0-9]{{1,15}}(?:(?:[ ./-]|\) ?| ?\()[0-9]{{2,15}}){{0,7}}(?![0-9A-Za-z])")
 
@@ -60,7 +63,8 @@ SHAPES = tuple(
     for shape, regions in (
         (r"(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[ .-])[2-9][0-9]{2}[ .-][0-9]{4}", ("US",)),
         (
-            r"(?<![0-9] )(?:\(0[1-9][0-9]{0,4}\) ?|0[1-9][0-9]{0,4}(?: ?[/-] ?|[ .]))"
+            r"(?<![0-9] )(?<!\(00\) )(?<!\(000\) )"  # behind the area of a pseudonym is none
+            r"(?:\(0[1-9][0-9]{0,4}\) ?|0[1-9][0-9]{0,4}(?: ?[/-] ?|[ .]))"
             r"[0-9]{2,9}(?:[ ./-][0-9]{2,4}){0,4}",
             WITH_TRUNK,
         ),
@@ -80,7 +84,10 @@ OTHER = re.compile(
 
 
 def find(text: str) -> Iterator[Span]:
-    """Telephone numbers in a plain text; where two overlap, the surer one comes first."""
+    """Telephone numbers in a plain text; where two overlap, the surer one comes first. None is a pseudonym."""
+    text = without_numbers(text)
+    if not SEVEN.search(text):
+        return
     for match in INTERNATIONAL.finditer(text):
         surely = match[0].startswith("+")
         if surely or not _is_other(_before(text, match.start())):
@@ -109,7 +116,7 @@ def _before(text: str, end: int) -> str:
 
 
 def _span(match: re.Match[str], found: tuple[str, str] | None) -> Iterator[Span]:
-    if found:
+    if found and not is_unreal(match[0]):
         written, number = found
         yield match.start(), match.start() + len(written), number
 

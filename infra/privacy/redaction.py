@@ -1,24 +1,23 @@
 r"""What names a person or opens a door, replaced before anything is stored; what a model is asked is never touched.
 
-`bob@example.com` becomes `<EMAIL_k3f9q2>`: the kind, and 30 bits of HMAC-SHA256 over kind and value. So a value has the
-same token wherever it stands, in the user's words, in the arguments of the call that copies them, in a later turn, in
-feedback that comes apart and in another process, without a table of values that would itself be worth stealing. A
-student can learn to copy it. The key is what keeps a token from being undone: there are few enough telephone numbers
-to try all. Losing it means no more than that new tokens differ from the old. The value is normalized first, so that
-other spacing or case makes no other token.
+`bob@company.com` becomes `kqzwmtb@example.com`: a pseudonym of the same form, by HMAC-SHA256 over kind and value
+(`pseudonyms` has the form of each kind). So a value has the same one wherever it stands, in the user's words, in the
+arguments of the call that copies them, in a later turn, in feedback that comes apart and in another process, without a
+table of values that would itself be worth stealing. A student that learns to copy it copies real ones as well. The key
+is what keeps it from being undone: there are few enough telephone numbers to try all. Losing it means no more than that
+new pseudonyms differ from the old. The value is normalized first, so that other spacing or case makes no other one.
 
 Finders say what is there: `identifiers`, `phones`, `keys`. They look at strings only; the names of fields stay, and are
 what tells that `{"phone": "6502530000"}` is one. A string that is JSON itself, as the arguments of a call are, is
 redacted within its string literals, and the rest stays as it was written. Telephone numbers and keys may count only
-because of a word before them (`my number is ...`, `"password": ...`); they are then replaced in all of the record.
+because of a word before them (`my number is ...`, `"password": ...`); they are then replaced in all of the record, each
+time as it is grouped there.
 
-Redacting again changes nothing, by construction: a string is redacted until nothing more is found in it, and no finder
-looks into a token.
+Redacting again changes nothing: a string is redacted until nothing more is found in it, and no finder finds a
+pseudonym. Tokens of an earlier form, `<EMAIL_k3f9q2>`, stay as they are.
 """
 
-import base64
 import contextlib
-import hmac
 import json
 import operator
 import os
@@ -29,7 +28,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, Literal, get_args
+from typing import Any
 
 import orjson
 
@@ -37,10 +36,9 @@ from infra.database.jsontext import Rejected
 from infra.privacy import identifiers, keys, phones, sieve
 from infra.privacy.phones import Span
 from infra.privacy.plain import plain
+from infra.privacy.pseudonyms import KINDS, Kind, pseudonym, without_numbers, without_words
 from infra.settings import SetupError, settings
 
-Kind = Literal["email", "phone", "card", "iban", "ip", "key"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 FINDERS: dict[Kind, Callable[[str], Iterator[Span]]] = {  # the first that finds keeps: a key may look like a number
     "key": keys.find,
     "email": identifiers.emails,
@@ -49,19 +47,19 @@ FINDERS: dict[Kind, Callable[[str], Iterator[Span]]] = {  # the first that finds
     "ip": identifiers.addresses,
     "phone": phones.find,
 }
-TOKEN = re.compile(rf"<(?:{'|'.join(KINDS).upper()})_[a-z2-7]{{6}}>")
 SHORT, IN_SHORT = 20, re.compile(r"[\d@＠:]")
+PASSES = 20  # One or two are usual. An end is certain, whatever pseudonyms may come to look like side by side.
 # A string of JSON and, where it is a field's name, its value.
 MEMBER = re.compile(r'("(?:[^"\\]|\\.)*+")(?:(\s*:\s*)("(?:[^"\\]|\\.)*+")?)?')
 
 
 @dataclass(frozen=True)
 class Redactor:
-    """Replaces values of some kinds by tokens. It has no state and can be pickled.
+    """Replaces values of some kinds by pseudonyms. It has no state and can be pickled.
 
     Attributes:
         kinds: What is replaced; nothing where there are none.
-        key: Secret key of the tokens.
+        key: Secret key of the pseudonyms.
     """
 
     kinds: tuple[Kind, ...]
@@ -94,10 +92,6 @@ class Redactor:
         """Whether a raw line of JSON needs `value`: False only where that would change nothing."""
         return bool(self.kinds) and sieve.may_hold(raw)
 
-    def token(self, kind: Kind, value: str) -> str:
-        digest = hmac.digest(self.key, f"{kind}:{value}".encode("utf-8", "surrogatepass"), "sha256")
-        return f"<{kind.upper()}_{base64.b32encode(digest)[:6].decode().lower()}>"
-
 
 def _may_hold(value: Any) -> bool:
     if isinstance(value, str):
@@ -112,20 +106,24 @@ def _text_may_hold(text: str, lead: str = "") -> bool:
     # Most strings of a record are roles, types and names: nothing so short is anything without these characters.
     if len(text) < SHORT and not IN_SHORT.search(text):
         return False
-    return sieve.may_hold((lead + text).encode("utf-8", "surrogatepass"))
+    if not sieve.may_hold((lead + text).encode("utf-8", "surrogatepass")):
+        return False
+    # Where the sieve saw no more than pseudonyms, all finders would come to the same.
+    left = without_words(seen := plain(lead + text))
+    return left == seen or sieve.may_hold(left.encode("utf-8", "surrogatepass"))
 
 
 class _Walk:
     """A way through a record, gone again as long as it teaches something.
 
     Attributes:
-        known: Telephone numbers and keys that were found → their tokens.
+        known: Telephone numbers and keys that were found → their kind.
         learned: Whether there are some that have not been looked for where no word gives them away.
     """
 
     def __init__(self, redactor: Redactor) -> None:
         self.redactor = redactor
-        self.known: dict[str, str] = {}
+        self.known: dict[str, Kind] = {}
         self.pattern: re.Pattern[str] | None = None
         self.learned = False
 
@@ -154,9 +152,8 @@ class _Walk:
         lead = f"{name}: " if name else ""
         # On later ways what can be found by itself is gone.
         worth = self.pattern.search(plain(text)) if self.pattern else _text_may_hold(text, lead)
-        while worth:
-            new = self._once(text, lead)
-            if new is text:
+        for _ in range(PASSES):
+            if not worth or (new := self._once(text, lead)) is text:
                 break
             text, worth = new, _text_may_hold(new, lead)
         return text
@@ -182,38 +179,37 @@ class _Walk:
 
     def _prose(self, text: str, lead: str) -> str:
         parts, end = [], 0
-        for start, stop, token in sorted(self._spans(plain(lead + text), len(lead))):
-            parts += [text[end:start], token]
+        for start, stop, kind, value in sorted(self._spans(plain(lead + text), len(lead))):
+            parts += [text[end:start], pseudonym(self.redactor.key, kind, value, text[start:stop])]
             end = stop
         return "".join(parts) + text[end:] if parts else text
 
-    def _spans(self, text: str, lead: int) -> list[tuple[int, int, str]]:
-        """Where what is behind the lead, and its token; no two overlap, and none touches a token that is there."""
+    def _spans(self, text: str, lead: int) -> list[tuple[int, int, Kind, str]]:
+        """Where what is behind the lead; no two overlap, and none is a pseudonym."""
         taken = bytearray(len(text))
         taken[:lead] = b"x" * lead
-        for match in TOKEN.finditer(text) if "<" in text else ():
-            taken[match.start() : match.end()] = b"x" * len(match[0])
         spans = []
-        for start, end, token, value in self._found(text):
+        for start, end, kind, value in self._found(without_words(text)):
             if b"x" not in taken[start:end]:
                 taken[start:end] = b"x" * (end - start)
-                spans.append((start - lead, end - lead, token))
-                if value and value not in self.known:
-                    self.known[value] = token
+                spans.append((start - lead, end - lead, kind, value))
+                if kind in ("key", "phone") and value not in self.known:
+                    self.known[value] = kind
                     self.learned = True
         return spans
 
-    def _found(self, text: str) -> Iterator[tuple[int, int, str, str]]:
-        redactor = self.redactor
+    def _found(self, text: str) -> Iterator[tuple[int, int, Kind, str]]:
         for kind, find in FINDERS.items():
-            if kind in redactor.kinds:
+            if kind in self.redactor.kinds:
                 for start, end, value in find(text):
-                    yield start, end, redactor.token(kind, value), value if kind in ("key", "phone") else ""
+                    yield start, end, kind, value
         if self.pattern:
+            real = without_numbers(text)
             for match in self.pattern.finditer(text):
                 value = match[0] if match[0] in self.known else "".join(filter(str.isdigit, match[0])).lstrip("0")
-                if value in self.known:
-                    yield match.start(), match.end(), self.known[value], ""
+                learned = self.known.get(value)
+                if learned == "key" or (learned and match[0] == real[match.start() : match.end()]):
+                    yield match.start(), match.end(), learned, value
 
 
 def _anywhere(value: str) -> str:

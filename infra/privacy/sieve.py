@@ -78,7 +78,9 @@ NEAR = 12
 AFTER_LABEL = phones.AFTER_LABEL.encode() + b"-/)"
 LABEL_ENDS = {end.encode() for end in phones.LABEL_ENDS}
 TRUNK = re.compile(r"(?:0[1-9][0-9]{0,4}|00[1-9][0-9]{0,2}[ ./()-]{1,2}[0-9]{1,5})[ ./)-]{1,3}$")
-IBAN = re.compile(r"(?<![0-9A-Za-z])(?:[A-Z]{2}([0-9]{2}[ -]?(?:[0-9A-Za-z][ -]?){0,12})?|[a-z]{2})$")
+GROUPS_BEFORE = string.digits + " ./()-"
+IBAN = re.compile(r"(?<![0-9A-Za-z])(?:[A-Za-z]{2}([0-9]{2}[ -]?(?:[0-9A-Za-z][ -]?){0,12})|[A-Z]{2}|[a-z]{2})$")
+LONGEST_IBAN = 32
 UUID = re.compile(rb"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 TOKEN = 20 * b"a"
 
@@ -128,7 +130,7 @@ def _is_more_than_a_date(data: bytes, shape: bytes, start: int, end: int) -> boo
     first = max(shape.rfind(b"a", 0, start), shape.rfind(b"|", 0, start)) + 1
     if b" " in shape[first + 1 : start] or shape[first - 1 : first] != b"a" or data[first] not in b"-0123456789":
         return True
-    before = plain(data[max(0, first - 4) : first].decode(errors="ignore"))
+    before = plain(data[max(0, first - LONGEST_IBAN) : first].decode(errors="ignore"))
     return not before[-1:].isalpha() or IBAN.search(before) is not None
 
 
@@ -157,7 +159,9 @@ def _is_more_than_an_id(data: bytes, shape: bytes, start: int) -> bool:
     if text[-1:].isalnum() and text[-1:].isascii():
         iban = IBAN.search(text)
         return iban is not None and (length > 12 or bool(iban[1]))
-    return TRUNK.search(text) is not None or phones.is_labelled(text) or IBAN.search(text) is not None
+    # The run may be the second group of a number, `tel: 30 1234567`.
+    is_labelled = phones.is_labelled(text.rstrip(GROUPS_BEFORE))
+    return is_labelled or TRUNK.search(text) is not None or IBAN.search(text) is not None
 
 
 def _tokens(data: bytes) -> bool:

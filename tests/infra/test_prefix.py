@@ -80,10 +80,25 @@ def test_a_part_that_is_no_text_has_no_text() -> None:
     assert text_of([{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {}}]) is None
 
 
-def test_a_prefix_learned_from_redacted_records_is_that_of_the_requests_as_they_are_asked(home: Path) -> None:
-    asked = [{"role": "system", "content": "Complaints go to help@example.com."}, {"role": "user", "content": "Hi"}]
+@pytest.mark.parametrize(
+    ("mine", "others"),
+    [
+        ("help@company.com", "other@company.com"), ("+1 650-253-0000", "+1 650-253-0001"),
+        ("first\n030 1234567", "first\n030 1234568"), ("+٩٦٦ ٥٠ ١٢٣ ٤٥٦٧", "+٩٦٦ ٥٠ ١٢٣ ٤٥٦٨"),
+        ("DE89370400440532013000", "NL91ABNA0417164300"), ("4111 1111 1111 1111", "4242 4242 4242 4242"),
+        ("10.1.2.30", "10.1.2.31"), ("2a02:8108::1", "2a02:8108::2"), ("token: s3cret", "token: s4cret"),
+    ],
+)  # fmt: skip
+def test_a_prefix_learned_from_redacted_records_is_that_of_the_requests_as_they_are_asked(
+    home: Path, mine: str, others: str
+) -> None:
+    asked = [{"role": "system", "content": f"Complaints go to: {mine}"}, {"role": "user", "content": "Hi"}]
     learned = Prefix.of({"messages": redactor().value(asked)})
-    assert learned.is_redacted and "help@" not in str(learned.system)
+    assert learned.is_redacted and mine not in str(learned.system)
     assert learned.strip(asked, None) == ([asked[1]], None)
-    other = [{"role": "system", "content": "Complaints go to other@example.com."}, asked[1]]
+    other = [{"role": "system", "content": f"Complaints go to: {others}"}, asked[1]]
     assert learned.strip(other, None) is None
+
+
+def test_a_prefix_without_a_pseudonym_is_not_redacted() -> None:
+    assert not Prefix("Mo-Fr 10:00-17:00, up to 1,000 or 10.000.000 a day since 2000; example.com, v2.0.0").is_redacted
