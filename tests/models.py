@@ -97,9 +97,8 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 def sums(table: list[tuple[int, ...]]) -> bytes:
     """An ONNX model: float32 [b, n], the sum of table[id] over the ids [b, t] that the mask marks."""
-    from onnx import TensorProto, helper, numpy_helper
-
     import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
 
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),

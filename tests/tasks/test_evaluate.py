@@ -56,8 +56,8 @@ def frozen(expected: list[dict[str, Any]], prefix: Prefix | None = PREFIX, laten
                     "interaction_id": made.id, "record": f"{i}", "conversation": f"c{i}", "at": made.at.isoformat(),
                     "messages": messages[1:] if prefix else messages, "tools": None if prefix else tools,
                     "expected": corrected or answer, "logged": answer, "rejected": None, "weight": 1.0,
-                    "origin": "correction" if corrected else "logged", "latency_ms": latency and latency + i, "prompt_tokens": None,
-                    "completion_tokens": None,
+                    "origin": "correction" if corrected else "logged", "latency_ms": latency and latency + i,
+                    "prompt_tokens": None, "completion_tokens": None,
                 }
             )  # fmt: skip
     result = freeze("shop", [("holdout", row) for row in rows], prefix, {}, dict, None)
