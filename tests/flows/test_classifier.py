@@ -63,7 +63,7 @@ def write_log(path: Path, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def turn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The home after a turn with both kinds of student, of which the causal one learns nothing, and what was printed."""
+    """The home after a turn with both kinds of student, of which the causal one learns nothing; what was printed."""
     folder = tmp_path_factory.mktemp("classifier")
     write_log(folder / "log.jsonl", 300)
     done = flywheel(
