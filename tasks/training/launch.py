@@ -102,6 +102,7 @@ def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
 
 def main(job: str, attended: bool) -> None:
     """One of torchrun's processes."""
+    from accelerate import PartialState
     from pydantic import TypeAdapter
 
     from tasks.frozen import load
@@ -119,6 +120,7 @@ def main(job: str, attended: bool) -> None:
         raise
     if int(os.environ["RANK"]) == 0:
         tell("report", report)
+    PartialState().destroy_process_group()
 
 
 def tell(event: str, of: Any, **more: Any) -> None:
@@ -126,7 +128,9 @@ def tell(event: str, of: Any, **more: Any) -> None:
 
 
 def end_with_input() -> None:
-    sys.stdin.buffer.read()
+    """End this process when its standard input ends: what holds the other end of the pipe has died."""
+    while os.read(0, 1024):  # not sys.stdin: Python could not shut down while a thread reads that
+        pass
     os._exit(1)
 
 
