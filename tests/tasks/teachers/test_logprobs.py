@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from infra.engines.chat import load_tokenizer
 from infra.settings import SEEDLING
-from tasks.lessons.logits import top_k_kl
+from tasks.lessons.divergences import at_tokens, diverge
 from tasks.teachers.logprobs import compact, top_k_of
 from tasks.training.examples import encode
 from tests.tasks.teachers.server import said, serving, teacher
@@ -117,13 +117,13 @@ def test_the_missing_mass_is_one_bucket_by_brute_force_over_the_vocabulary(token
     values, ids = found[0].float(), found[1].long()
     student = torch.randn(len(values), len(tokenizer), generator=torch.Generator().manual_seed(9)).log_softmax(-1)
     student.requires_grad_()
-    kl = top_k_kl(values, student.gather(-1, ids))
+    kl = diverge("forward_kl", *at_tokens(student, values, ids))
     real = [(whole.exp() * (whole - ours)).sum().item() for whole, ours in zip(row.whole, student, strict=False)]
     for position, whole in enumerate(row.whole):
         mine = {i for i, v in zip(ids[position].tolist(), values[position].tolist(), strict=True) if v > -math.inf}
         assert kl[position].item() == pytest.approx(brute_force(whole, student[position], mine), rel=5e-3)
         assert kl[position].item() <= real[position] + 5e-3
-    assert kl[-1].item() == 0
+    assert kl[-1].item() == pytest.approx(0, abs=1e-6)
     kl.sum().backward()
     assert student.grad is not None and student.grad.isfinite().all() and (student.grad[-1] == 0).all()
 
@@ -135,8 +135,10 @@ def test_filling_up_changes_nothing(k: int, more: int, seed: int) -> None:
     values, ids = whole.topk(k)
     filled = torch.nn.functional.pad(values, (0, more), value=-math.inf)
     padded = torch.nn.functional.pad(ids, (0, more))
-    plain = top_k_kl(values, student.gather(-1, ids))
-    torch.testing.assert_close(top_k_kl(filled, student.gather(-1, padded)), plain)
+    plain, with_more = (
+        diverge("forward_kl", *at_tokens(student, *known)) for known in ((values, ids), (filled, padded))
+    )
+    torch.testing.assert_close(with_more, plain)
 
 
 def test_what_vllm_says_is_read_too(tokenizer: Any) -> None:
@@ -149,7 +151,9 @@ def test_what_vllm_says_is_read_too(tokenizer: Any) -> None:
     assert kept is not None and len(kept) == len(content) == len(row.ids) - row.prompt - 1
     found = top_k_of(kept, tokenizer, row.ids, row.prompt)
     assert not isinstance(found, str)
-    assert found[0][0, K - 1] <= -9998 and top_k_kl(found[0].float(), found[0].float()).isfinite().all()
+    ours = torch.zeros(len(found[0]), len(tokenizer)).log_softmax(-1)
+    assert found[0][0, K - 1] <= -9998
+    assert diverge("forward_kl", *at_tokens(ours, found[0].float(), found[1].long())).isfinite().all()
     assert compact({**row.choice, "logprobs": {"content": [*content, end, end]}}) is None
 
 
