@@ -204,7 +204,7 @@ class Chosen:
         self.rules: Counter[str] = Counter()
         self.origins: Counter[str] = Counter()
         self.characters: Counter[str] = Counter()
-        self.kept: set[int] = set()
+        self.kept = bytearray(len(self.ledger))  # 1 for a cluster of which there is a row
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each with the name of its split, in order of time."""
@@ -233,7 +233,7 @@ class Chosen:
     def _count(self, case: Case, cluster: int) -> None:
         self.rules[case.judgement.rule] += 1
         self.origins[case.origin] += 1
-        self.kept.add(cluster)
+        self.kept[cluster] = 1
         self.characters["whole"] += len(to_column([case.request["messages"], case.request.get("tools")]))
         self.characters["read"] += len(to_column([case.messages, case.tools]))
 
@@ -246,7 +246,7 @@ class Chosen:
             "left_out": {reason: n for reason, n in sorted(left_out.items()) if n},
             "feedback": dict(sorted(self.rules.items())),
             "origins": dict(sorted(self.origins.items())),
-            "clusters": len(self.kept),
+            "clusters": sum(self.kept),
             "teacher": self.relabeller.name if self.relabeller.asked else None,
             "prefix_share": round(share, 4),
             "prompt_characters": round(whole / rows),
