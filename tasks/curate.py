@@ -216,7 +216,7 @@ class Chosen:
         self.rules: Counter[str] = Counter()
         self.origins: Counter[str] = Counter()
         self.characters: Counter[str] = Counter()
-        self.kept: set[int] = set()
+        self.kept = bytearray(len(self.ledger))  # 1 for a cluster of which there is a row
         self.answers = Answers()
         self.with_logprobs = 0
 
@@ -251,7 +251,7 @@ class Chosen:
     def _count(self, case: Case, cluster: int) -> None:
         self.rules[case.judgement.rule] += 1
         self.origins[case.origin] += 1
-        self.kept.add(cluster)
+        self.kept[cluster] = 1
         self.with_logprobs += case.logprobs is not None
         self.characters["whole"] += len(to_column([case.request["messages"], case.request.get("tools")]))
         self.characters["read"] += len(to_column([case.messages, case.tools]))
@@ -265,7 +265,7 @@ class Chosen:
             "left_out": {reason: n for reason, n in sorted(left_out.items()) if n},
             "feedback": dict(sorted(self.rules.items())),
             "origins": dict(sorted(self.origins.items())),
-            "clusters": len(self.kept),
+            "clusters": sum(self.kept),
             "answers": self.answers.report(),
             "logprobs": self.with_logprobs,
             **self.relabeller.report(),

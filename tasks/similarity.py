@@ -110,7 +110,7 @@ class NearDuplicates:
         keys = np.frombuffer(self.keys, np.uint32).reshape(-1, self.bands)
         sizes = np.diff(np.frombuffer(self.starts, np.uint64).astype(np.int64))
         compared = firsts[sizes[firsts] > 0]
-        parent = list(range(len(self.texts)))
+        parent = array("q", range(len(self.texts)))
         for band in range(self.bands):
             for run in _runs(compared, keys[compared, band]):
                 self._join(run, parent)
@@ -118,7 +118,7 @@ class NearDuplicates:
                 progress(band + 1, self.bands, "near duplicates")
         return np.array([root(parent, int(first)) for first in firsts], np.int64)[same]
 
-    def _join(self, run: list[int], parent: list[int]) -> None:
+    def _join(self, run: list[int], parent: "array[int]") -> None:
         """Unite those of a run that are near duplicates, each compared with the first of each group."""
         heads: list[int] = []
         for i in run:
@@ -161,7 +161,7 @@ def rows_of(threshold: float) -> int:
     return max(fitting, default=1)
 
 
-def root(parent: list[int], i: int) -> int:
+def root(parent: "array[int]", i: int) -> int:
     """The representative of `i` in a union-find forest."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]

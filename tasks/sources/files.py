@@ -8,6 +8,7 @@ changed from its start.
 import glob
 import gzip
 import hashlib
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,8 @@ LONGEST_FILE = 256 << 20  # of one that is a single document
 KEPT_OF_LONGER = 64 << 10
 BLOCK = 256 << 10
 HEAD = 1 << 20  # enough for the first line of a log whose prompts are long
+# What logrotate and Python's handlers put behind a log's name: a number, or a date and time.
+ROTATED = r"(?:[.-]\d[\d.:T_-]*)?(?:\.gz)?"
 
 
 Cut = Callable[[Any, Any], Iterator["Line"]]
@@ -37,7 +40,7 @@ class Files(ABC):
     """A source of files: which they are, how each is cut, and what is in a piece.
 
     Attributes:
-        suffixes: Of what is read in a folder.
+        suffixes: Of what is read in a folder, as it is, rotated or gzipped: `app.jsonl.1`, `app.jsonl-20261124.gz`.
         paths: Files, folders or glob patterns.
         name: Of the kind of source.
         workload: Of records that name none.
@@ -76,7 +79,8 @@ class Files(ABC):
 def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
     given = Path(path).expanduser()
     if given.is_dir():
-        files = sorted(file for file in given.rglob("*") if file.name.endswith(suffixes) and file.is_file())
+        fits = re.compile(rf".*(?:{'|'.join(map(re.escape, suffixes))}){ROTATED}", re.DOTALL)
+        files = sorted(file for file in given.rglob("*") if fits.fullmatch(file.name) and file.is_file())
         if not files:
             raise SetupError(
                 f"folder {path!r} has no file that ends in {', '.join(suffixes)}; name the files themselves"

@@ -31,11 +31,11 @@ class JSONL(Files):
     """Files of JSON lines.
 
     Attributes:
-        paths: Files, folders (all that end in .jsonl, .ndjson, plain or .gz, at any depth) or glob patterns.
+        paths: Files, folders (all .jsonl and .ndjson, rotated and .gz too, at any depth) or glob patterns.
         workload: The workload of interactions that name none.
     """
 
-    suffixes = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+    suffixes = (".jsonl", ".ndjson")
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     paths: Annotated[tuple[str, ...], Field(min_length=1, description="Files, folders or glob patterns")]

@@ -80,7 +80,7 @@ class Langfuse:
 class Exports(Files):
     """Files of JSON."""
 
-    suffixes = tuple(f".{kind}{packed}" for kind in ("json", "jsonl", "ndjson") for packed in ("", ".gz"))
+    suffixes = (".json", ".jsonl", ".ndjson")
 
     paths: tuple[str, ...]
     workload: str

@@ -25,7 +25,6 @@ from infra.telemetry import otlp
 from infra.telemetry.genai import SOURCE, rows
 from tasks.sources.files import Cut, Files, framed, lines, whole
 
-SUFFIXES = tuple(f".{kind}{packed}" for kind in ("json", "jsonl", "ndjson", "pb", "binpb") for packed in ("", ".gz"))
 IS_JSON = re.compile(rb"\s*\{\s*[\"}]")
 
 
@@ -34,11 +33,11 @@ class OTel(Files):
     """Files of OpenTelemetry traces and logs with GenAI, OpenLLMetry or OpenInference attributes.
 
     Attributes:
-        paths: Files, folders (all that end in .json, .jsonl, .ndjson, .pb, .binpb, plain or .gz) or glob patterns.
+        paths: Files, folders (all .json, .jsonl, .ndjson, .pb and .binpb, rotated and .gz too) or glob patterns.
         workload: The workload of calls that name none; without it, the resource's `service.name`.
     """
 
-    suffixes = SUFFIXES
+    suffixes = (".json", ".jsonl", ".ndjson", ".pb", ".binpb")
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     paths: Annotated[tuple[str, ...], Field(min_length=1, description="Files, folders or glob patterns")]

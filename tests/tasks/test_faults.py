@@ -333,7 +333,7 @@ def test_a_rotated_log_is_read_to_its_end_under_its_new_name(database: str, tmp_
     log, older = tmp_path / "app.jsonl", tmp_path / "app.jsonl.1"
     whole = text(*range(20))
     log.write_bytes(whole[:-30])
-    everything = JSONL((str(tmp_path / "app.jsonl*"),))
+    everything = JSONL((str(tmp_path),))
     assert ingest(everything)["quarantined"] == 1
     with log.open("ab") as file:
         file.write(whole[-30:])
@@ -428,9 +428,10 @@ WHOLE: list[dict[str, Any]] = [
     {**OPINION, "kind": "preference", "value": {"chosen": "yes", "rejected": {"content": "no"}}},
 ]
 ODD: list[Any] = [
-    None, True, 0, -1, 1.5, 2**31, 2**63, 10**30, 1e308, "", " ", "x", "user", "1", "\ud800", "a\x00b", "é" * 600,
-    [], [None], [[]], [0], [{}], ["x", {"type": "text"}], [CALL, 5], {}, {"role": "user"}, {"content": 5}, {"error": 1},
-    {"choices": []}, {"function": 1}, {"index": -1}, {"a\x00": "\udfff"},
+    None, True, 0, -1, 1.5, 2**31, 2**63, -(10**12), 10**30, 1e308, "", " ", "x", "user", "1", "\ud800", "a\x00b",
+    "é" * 600, "2026-01-01", "yesterday", "1e400", [], [None], [[]], [0], [{}], ["x", {"type": "text"}], [CALL, 5],
+    [{"role": "x"}], [{"message": {}}], [{"function": {}}], {}, {"role": "user"}, {"content": 5}, {"error": 1},
+    {"choices": []}, {"function": 1}, {"index": -1}, {"a\x00": "\udfff"}, {"content": None, "tool_calls": [{}]},
 ]  # fmt: skip
 NESTED, NO_NUMBER = "@nested@", "@NaN@"
 PLACES = [(number, path) for number, whole in enumerate(WHOLE) for path in leaves(whole)]

@@ -56,6 +56,22 @@ def test_folders_globs_and_files_are_each_read_once(tmp_path: Path) -> None:
     assert [part.path.name for part in JSONL(paths).parts()] == ["a.jsonl", "b.jsonl.gz"]
 
 
+def test_a_folder_is_read_with_its_rotated_logs_and_without_what_is_no_log(tmp_path: Path) -> None:
+    logs = ["a.jsonl", "a.jsonl-20261124.gz", "a.jsonl.1", "a.jsonl.2.gz", "a.jsonl.2026-11-24_10-30", "b.1.ndjson"]
+    for name in (
+        *logs,
+        "a.jsonl.bak",
+        "a.jsonl.1.tmp",
+        "a.jsonl~",
+        "a.jsonl-new",
+        "a.jsonl.zip",
+        "jsonl.1",
+        "a.json.1",
+    ):
+        (tmp_path / name).write_bytes(text(1))
+    assert [part.path.name for part in JSONL((str(tmp_path),)).parts()] == logs
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
