@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, collate, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, Text, cast, collate, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from infra.database.among import among
-from infra.database.jsontext import dumps
+from infra.database.jsontext import dumps, from_column
 from infra.database.messages import answer_of
 from infra.database.session import session
 from infra.database.tables import Feedback, Interaction
@@ -19,7 +19,7 @@ from tasks.ingest import workloads_of
 from tasks.policy import Judgement, meaning, of_conversation
 from tasks.similarity import number_of
 
-PAGE = 250  # a response with log-probabilities takes up to a megabyte
+PAGE = 250  # a response with log-probabilities has hundreds of kilobytes
 Key = tuple[datetime, str, str]
 """An interaction's place in time, the same in every database: time, source and external id."""
 
@@ -29,6 +29,7 @@ class Case:
     """An interaction on its way into the dataset.
 
     Attributes:
+        response: As logged, in JSON: read, one with log-probabilities takes ten times the memory.
         answer: As logged, None if it cannot be imitated.
         student: Whether a student of ours gave it.
         opinions: What was said of it, not of its conversation.
@@ -41,7 +42,7 @@ class Case:
     key: Key
     conversation: str
     request: dict[str, Any]
-    response: dict[str, Any]
+    response: str
     answer: dict[str, Any] | None
     student: bool
     latency_ms: float | None
@@ -111,15 +112,15 @@ class Window(NamedTuple):
         """The cases, earliest first, with what was said of them; a page at a time is in memory."""
         columns: tuple[Any, ...] = (
             Interaction.id, Interaction.at, Interaction.source, Interaction.external_id, Interaction.conversation,
-            Interaction.request, Interaction.response, Interaction.model, Interaction.latency_ms,
-            Interaction.prompt_tokens, Interaction.completion_tokens,
+            Interaction.request, cast(Interaction.response, Text).label("response"), Interaction.model,
+            Interaction.latency_ms, Interaction.prompt_tokens, Interaction.completion_tokens,
         )  # fmt: skip
         with session(write=False) as db:
             for rows in db.execute(self._ordered(db, select(*columns))).partitions(PAGE):
                 page = [
                     Case(
                         row.id, (row.at, row.source, row.external_id), row.conversation, row.request,
-                        row.response, answer_of(row.response), is_student(row.model), row.latency_ms,
+                        row.response, answer_of(from_column(row.response)), is_student(row.model), row.latency_ms,
                         row.prompt_tokens, row.completion_tokens,
                     )
                     for row in rows

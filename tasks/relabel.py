@@ -9,6 +9,7 @@ teacher than the logged one, or for its log-probabilities where the log has none
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from infra.database.jsontext import from_column
 from infra.database.messages import answer_of
 from tasks.cases import Case
 from tasks.policy import same
@@ -50,8 +51,8 @@ class Relabeller:
             case.origin = "relabelled"
         else:
             case.expected = case.answer
-            if not case.student:  # whose distribution is no teacher's
-                case.logprobs = compact((case.response.get("choices") or [{}])[0])
+            if not case.student and '"logprobs"' in case.response:  # a student's distribution is no teacher's
+                case.logprobs = compact((from_column(case.response).get("choices") or [{}])[0])
 
     def ask(self, cases: Sequence[Case]) -> None:
         """Have the teacher answer what is its to answer; a case that it has no answer for says why."""
