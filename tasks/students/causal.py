@@ -83,6 +83,15 @@ class Causal:
         teacher = teacher_for(dataset.workload)
         return teacher if isinstance(teacher, LocalTeacher) and self.learn.follows else None
 
+    def adapted(self, dataset: "Dataset", work: Path) -> tuple[Any, str, dict[str, Any]]:
+        """The base with the adapter to begin with; where that is from; and what the adapter's manifest says."""
+        import torch
+
+        begun, base = beginning(dataset, self), model_fingerprint(self.path)
+        model = load_model(self.path).to("cuda" if torch.cuda.is_available() else "cpu")
+        model = go_on(model, self, begun.adapter, base) if begun.adapter else fresh(model, self, work)
+        return model, begun.said, {"base": self.path, "fingerprint": base, "datasets": [*begun.datasets, dataset.id]}
+
     def train(self, dataset: "Dataset", folder: Path, work: Path, progress: Progress | None) -> dict[str, Any]:
         """Train on a dataset; the student is in `folder`, the returned report says what it took.
 
@@ -98,7 +107,7 @@ class Causal:
 
         torch.set_num_threads(settings().cores)
         torch.manual_seed(self.seed)
-        model = load_model(self.path)
+        model, start, manifest = self.adapted(dataset, work)
         tokenizer = load_tokenizer(Path(self.path) if Path(self.path).is_dir() else self.path)
         judged = self.prefer.prepare(dataset, tokenizer, self.max_length) if self.prefer else []
         rows = dataset.split("train")
@@ -112,22 +121,17 @@ class Causal:
         if teacher and not same_tokens(tokenizer, load_tokenizer(Path(teacher.path))):
             teacher = None
         desk = Desk(train, tokenizer, teacher, Path(dataset.path), self.seed, progress)
-        teach = self.learn.prepare(desk)
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        begun, base = beginning(dataset, self), model_fingerprint(self.path)
-        adapted = go_on(model, self, begun.adapter, base) if begun.adapter else fresh(model, self, work)
-        trainer = Trainer(adapted, self, work, teach)
+        trainer = Trainer(model, self, work, self.learn.prepare(desk))
         trainer.run(train, validation, progress)
         preferred = {}
         if self.prefer:
             stage = Stage(tokenizer, judged, work / "prefer", self.checkpoint_steps, self.seed, progress)
-            said = self.prefer.prefer(adapted, stage)
+            said = self.prefer.prefer(model, stage)
             preferred = {"prefer": {**said, "validation_loss": round(trainer.validate(validation or train[:64]), 5)}}
-        manifest = {"base": self.path, "fingerprint": base, "datasets": [*begun.datasets, dataset.id]}
-        save(adapted, folder / ADAPTER, self, work, manifest)
-        write(folder, adapted, tokenizer, 2 * max(len(e.ids) - e.prompt for e in train))
+        save(model, folder / ADAPTER, self, work, manifest)
+        write(folder, model, tokenizer, 2 * max(len(e.ids) - e.prompt for e in train))
         return {
-            **prompt_tokens(tokenizer, dataset, rows), "base": self.path, "start": begun.said, "examples": len(train),
+            **prompt_tokens(tokenizer, dataset, rows), "base": self.path, "start": start, "examples": len(train),
             "too_long": len(rows) - len(train), "steps": trainer.step, "history": trainer.history,
             "teacher_logits": teacher is not None, **preferred,
         }  # fmt: skip
