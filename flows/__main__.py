@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from infra.settings import SetupError
 
@@ -242,6 +242,8 @@ def choice_of(kind: Any) -> list[str]:
 
 
 def metavar(kind: Any) -> str:
+    if get_origin(getattr(kind, "__origin__", None)) is Literal:
+        kind = kind.__origin__
     choices = get_args(kind)
     if choices and all(isinstance(c, str | int) for c in choices):
         return "{" + ",".join(map(str, choices)) + "}"

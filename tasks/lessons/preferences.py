@@ -135,6 +135,8 @@ def train(trainer_of: type, config: Any, model: Any, stage: Stage) -> dict[str, 
     from datasets import Dataset as Columns
     from transformers import PrinterCallback, TrainerCallback
 
+    from tasks.students.adapters import asking_by_the_old_name  # the students import this file
+
     class Told(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if stage.progress and logs and "loss" in logs:
@@ -148,9 +150,10 @@ def train(trainer_of: type, config: Any, model: Any, stage: Stage) -> dict[str, 
             pass
 
     columns = Columns.from_list(stage.examples)
-    trainer = Quiet(model, args=config, train_dataset=columns, processing_class=stage.tokenizer, callbacks=[Told()])
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(stage.work))
+    with asking_by_the_old_name():
+        trainer = Quiet(model, args=config, train_dataset=columns, processing_class=stage.tokenizer, callbacks=[Told()])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=last_checkpoint(stage.work))
     model.delete_adapter("ref")
     model.eval()
     last = [entry for entry in trainer.state.log_history if entry["epoch"] > config.num_train_epochs - 1]

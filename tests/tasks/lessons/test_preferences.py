@@ -54,12 +54,13 @@ def test_a_pair_is_a_better_and_a_worse_answer_to_one_request(home: Path, bare: 
         again(6, "x6", "bad 6"), about("x6", -1), about("r6", "better 6", "correction"),
         again(7, "x7", "bad 7"), about("x7", -1),
         again(8, "x8", "right 8"), about("x8", 1), again(8, "y8", "bad 8"), about("y8", 1), about("y8", -1),
+        again(11, "x11", "bad 11"), about("x11", -1), about("r11", "bad 11", "correction"),
         about("r9", -1), about("r10", 1), about("r39", "better 39", "correction"),
     )  # fmt: skip
     found = read(tokenizer, pairs(dataset, tokenizer, 1024), "chosen_ids", "rejected_ids")
     assert found == {
         ("better 3", "answer 3"), ("answer 4", "worse 4"), ("answer 5", "bad 5"), ("better 6", "answer 6"),
-        ("better 6", "bad 6"), ("right 8", "bad 8"),
+        ("better 6", "bad 6"), ("right 8", "bad 8"), ("bad 11", "answer 11"),
     }, "nobody said that answer 7 is better than bad 7, and 39 is held out"  # fmt: skip
 
 
