@@ -7,6 +7,7 @@ the UI and in a new run alike.
 
 import functools
 import inspect
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from typing import Any
 from prefect import task
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
+
+# What stages log goes to the run's page (PREFECT_LOGGING_EXTRA_LOGGERS names it); Prefect leaves the level to us.
+logging.getLogger("flywheel").setLevel(logging.INFO)
 
 
 def stage(function: Callable[..., dict[str, Any]], retries: int = 0) -> Callable[..., dict[str, Any]]:
