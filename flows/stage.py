@@ -7,6 +7,7 @@ the UI and in a new run alike.
 
 import functools
 import inspect
+import logging
 import math
 import sys
 import time
@@ -18,6 +19,9 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
 from tasks.teachers.tally import BudgetSpent
+
+# What stages log goes to the run's page (PREFECT_LOGGING_EXTRA_LOGGERS names it); Prefect leaves the level to us.
+logging.getLogger("flywheel").setLevel(logging.INFO)
 
 
 def stage(function: Callable[..., dict[str, Any]], retries: int = 0) -> Callable[..., dict[str, Any]]:

@@ -87,15 +87,6 @@ class Causal:
         teacher = teacher_for(dataset.workload)
         return teacher if isinstance(teacher, LocalTeacher) and self.learn.follows else None
 
-    def adapted(self, dataset: "Dataset", work: Path) -> tuple[Any, str, dict[str, Any]]:
-        """The base with the adapter to begin with; where that is from; and what the adapter's manifest says."""
-        import torch
-
-        begun, base = beginning(dataset, self), model_fingerprint(self.path)
-        model = load_model(self.path).to("cuda" if torch.cuda.is_available() else "cpu")
-        model = go_on(model, self, begun.adapter, base) if begun.adapter else fresh(model, self, work)
-        return model, begun.said, {"base": self.path, "fingerprint": base, "datasets": [*begun.datasets, dataset.id]}
-
     def train(self, dataset: "Dataset", folder: Path, work: Path, progress: Progress | None) -> dict[str, Any]:
         """Train on a dataset; the student is in `folder`, the returned report says what it took.
 

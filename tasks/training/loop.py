@@ -15,6 +15,7 @@ momentum with it: they are small, and Muon needs whole matrices. The frozen base
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,8 +52,11 @@ def accelerator(shard: bool = False) -> "Accelerator":
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
     # The others wait while the first asks the teacher; if one of them dies, torchrun ends them all.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return Accelerator(
-        cpu=not torch.cuda.is_available(), fsdp_plugin=plugin if shard else None, kwargs_handlers=[patient]
+        cpu=not torch.cuda.is_available(),
+        fsdp_plugin=plugin if shard and several else None,
+        kwargs_handlers=[patient],
     )
 
 
