@@ -64,7 +64,7 @@ def model_of(subject: Subject) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tasks.teachers.local import load_model
+    from tasks.teachers.hf import load_model
 
     if subject.shape is None:
         return load_model(str(SEEDLING))

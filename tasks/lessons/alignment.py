@@ -74,10 +74,20 @@ def shared(ours: Any, theirs: Any, mine: Sequence[int], other: Sequence[int]) ->
     return found
 
 
-def pieces_of(spans: Sequence[tuple[int, int, int, int]], length: int, logp: "Tensor") -> Pieces:
-    """The pieces of an answer of `length` of our tokens, of whose tokens the teacher says logp float32 [n']."""
+def pieces_of(
+    spans: Sequence[tuple[int, int, int, int]], length: int, logp: "Tensor", its_own: "Tensor"
+) -> Pieces | None:
+    """The pieces that are the teacher's own of an answer of `length` of our tokens; None where there are none.
+
+    Args:
+        logp: What the teacher says of its n' tokens of the answer, float32 [n'].
+        its_own: Whether it would have said each, bool [n'] (`top_k.py`).
+    """
     import torch
 
+    spans = [span for span in spans if its_own[span[2] : span[3]].all()]
+    if not spans:
+        return None
     piece = torch.full((length,), -1)
     for number, (first, end, _, _) in enumerate(spans):
         piece[first:end] = number

@@ -23,7 +23,7 @@ from tasks.lessons.alignment import Pieces, difference, pieces_of, shared, side_
 from tasks.lessons.divergences import Kind, at_tokens, diverge, with_rest
 from tasks.lessons.imitation import Imitation, answer_logits, cross_entropy, weighted
 from tasks.lessons.lesson import Desk, Loss, Teach
-from tasks.lessons.top_k import CORRECTED, TopK, followed, known_of, say
+from tasks.lessons.top_k import CORRECTED, OTHERWISE, TopK, followed, known_of, say
 from tasks.training.examples import Example, collate
 
 if TYPE_CHECKING:
@@ -100,18 +100,16 @@ def known_pieces(desk: Desk, theirs: Any) -> dict[int, Pieces]:
 
     wanted = [e for e in desk.examples if e.follow]
     read = as_the_teacher_reads(desk, theirs)
-    heard = said(desk, [read[e.row] for e in wanted if e.row in read], "answer", of_the_answer)
-    found, why = {}, Counter({CORRECTED: len(desk.examples) - len(wanted)})
-    for e in wanted:
-        if e.row not in heard:
-            why[UNREAD] += 1
-            continue
-        their = read[e.row]
+    heard = [(e, read[e.row]) for e in wanted if e.row in read]
+    why = Counter({CORRECTED: len(desk.examples) - len(wanted), UNREAD: len(wanted) - len(heard)})
+    found = {}
+    opinions = said(desk, [their for _, their in heard], "answer", of_the_answer)
+    for (e, their), (logp, its_own) in zip(heard, opinions, strict=True):
         answer = e.ids[e.prompt :]
         spans = shared(desk.tokenizer, theirs, answer, their.ids[their.prompt :])
-        if spans:
-            found[e.row] = pieces_of(spans, len(answer), heard[e.row][0])
+        if pieces := pieces_of(spans, len(answer), logp, its_own):
+            found[e.row] = pieces
         else:
-            why["the two write nothing of the answer alike"] += 1
+            why[OTHERWISE] += 1
     say(desk, len(found), why)
     return found

@@ -6,8 +6,9 @@ of Language Models", algorithm 1), answered by the student as it is, by sampling
 
     loss = Σ w · D(teacher, student) / Σ w        over the tokens that the student wrote, the whole vocabulary
 
-No gradient goes through the sampling. All other batches, and what people corrected (there the teacher is wrong), are
-learned as by `logits`; with λ or share 0 that is all there is. What is sampled is a function of the seed and the step.
+No gradient goes through the sampling. All other batches, and requests that the teacher would not have answered as was
+logged (`top_k.py`), are learned as by `logits`; with λ or share 0 that is all there is. What is sampled is a function
+of the seed and the step.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from tasks.lessons.divergences import Kind, diverge
 from tasks.lessons.imitation import answer_logits, weighted
 from tasks.lessons.lesson import Desk, Loss, Teach
 from tasks.lessons.logits import Logits
+from tasks.lessons.top_k import known_of
 from tasks.training.examples import Example, collate
 
 if TYPE_CHECKING:
@@ -69,10 +71,12 @@ class OnPolicy:
             raise SetupError(
                 f"the lesson on_policy cannot follow a teacher with other tokens: {differs}; learn from logits"
             )
-        logged = self.logits.prepare(desk)
+        known = known_of(desk, self.logits.top_k, theirs)
+        whole = {row for row, (values, _) in known.items() if values.isfinite().any(-1).all()}
         read = as_the_teacher_reads(desk, theirs)
         teacher = load_model(desk.teacher.path).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        return self.beside(logged, teacher, {row: e.ids[: e.prompt] for row, e in read.items()}, desk)
+        prompts = {row: read[row].ids[: read[row].prompt] for row in whole}
+        return self.beside(self.logits.toward(known), teacher, prompts, desk)
 
     def beside(self, logged: Teach, teacher: Any, prompts: dict[int, list[int]], desk: Desk) -> Teach:
         """The lesson, with the other one at hand, and the teacher: its model, and by row what it reads of a request."""

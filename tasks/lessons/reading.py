@@ -7,7 +7,7 @@ and tools that the student has to learn. Its answers' probabilities are computed
 import hashlib
 import json
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,8 @@ def as_the_teacher_reads(desk: Desk, tokenizer: Any) -> dict[int, Example]:
 UNREAD = "the teacher has another prefix baked in, or the request is longer than its context"
 
 
-def said(desk: Desk, asked: Sequence[Example], what: str, extract: "Extract") -> dict[int, tuple["Tensor", ...]]:
-    """What `extract` takes of the teacher's distribution at each answer position of sequences in its tokens, by row.
+def said(desk: Desk, asked: Sequence[Example], what: str, extract: "Extract") -> list[tuple["Tensor", ...]]:
+    """What `extract` takes of the teacher's distribution at each answer position of sequences in its tokens.
 
     Computed once: `what` names it in the file beside the dataset.
     """
@@ -59,20 +59,18 @@ def said(desk: Desk, asked: Sequence[Example], what: str, extract: "Extract") ->
     from tasks.teachers.hf import model_fingerprint
 
     assert desk.teacher is not None
-    digest = hashlib.sha256(json.dumps([(e.row, e.prompt, e.ids) for e in asked]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([(e.prompt, e.ids) for e in asked]).encode()).hexdigest()
     name = f"teacher-{model_fingerprint(desk.teacher.path)[:12]}-{digest[:12]}-{what}.safetensors"
     path = Path(desk.dataset.path) / name
     if asked and not path.exists():
         found = desk.teacher.read([(e.ids, e.prompt) for e in asked], extract, desk.progress)
         offsets = [0, *accumulate(len(parts[0]) for parts in found)]
         stored = {f"part{n}": torch.cat(parts) for n, parts in enumerate(zip(*found, strict=True))}
-        numbers = {"offsets": torch.tensor(offsets), "rows": torch.tensor([e.row for e in asked])}
-        save_file({**stored, **numbers}, path.with_suffix(".partial"))
+        save_file({**stored, "offsets": torch.tensor(offsets)}, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
     if not asked:
-        return {}
+        return []
     kept = load_file(path)
     bounds = kept.pop("offsets").tolist()
-    rows = kept.pop("rows").tolist()
     parts = [kept[f"part{n}"] for n in range(len(kept))]
-    return {row: tuple(part[a:b] for part in parts) for row, a, b in zip(rows, bounds, bounds[1:], strict=False)}
+    return [tuple(part[a:b] for part in parts) for a, b in pairwise(bounds)]

@@ -195,5 +195,5 @@ def likeliest(k: int) -> Extract:
 
 
 def of_the_answer(logp: "Tensor", written: "Tensor") -> tuple["Tensor", ...]:
-    """The log-probability of each token that was written, float32 [n]."""
-    return (logp.gather(-1, written[:, None]).squeeze(-1),)
+    """The log-probability of each token that was written, float32 [n], and whether it is the likeliest, bool [n]."""
+    return logp.gather(-1, written[:, None]).squeeze(-1), logp.argmax(-1) == written

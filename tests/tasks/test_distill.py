@@ -12,8 +12,6 @@ import pytest
 from infra.database.session import session
 from infra.database.tables import Student
 from infra.engines import load
-from infra.prefix import Prefix
-from infra.seedling import shop
 from infra.seedling.tokenizer import save, train
 from infra.settings import SetupError, settings
 from quant.methods import GPTQ, RTN
@@ -21,14 +19,13 @@ from tasks.curate import CurateSpec, curate
 from tasks.distill import distill
 from tasks.ingest import ingest
 from tasks.lessons import DPO, KTO, Imitation, Logits, OnPolicy
-from tasks.lessons.top_k import CORRECTED
 from tasks.quantize import CandidateSpec, quantize
 from tasks.sources import JSONL
 from tasks.students import Causal
 from tests.conftest import living_in
 from tests.shop_log import WORKLOAD, write_log
 
-SPEC = Causal(epochs=1, rank=4, alpha=8, learning_rate=1e-3)
+SPEC = Causal(epochs=1, rank=4, alpha=8, learning_rate=1e-2)
 
 
 def about(n: int) -> list[dict[str, Any]]:
@@ -38,24 +35,30 @@ def about(n: int) -> list[dict[str, Any]]:
     return [{**said, "kind": values[n % 3][0], "value": values[n % 3][1]}]
 
 
-def taught(bare: Path, folder: Path) -> Path:
-    """The bare model as a teacher that has the shop's prefix baked in."""
-    shutil.copytree(bare, folder)
-    prefix = Prefix(shop.SYSTEM, tuple(shop.tool_schemas()))
-    (folder / "flywheel.json").write_text(json.dumps({"prefix": prefix.to_json()}))
-    return folder
-
-
 @pytest.fixture(scope="module")
-def dataset(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A frozen dataset in a home whose base is the bare model, and whose teacher has the shop baked in."""
+def shop(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a day of the shop, whose student base is the bare model; there is no teacher yet."""
     folder = tmp_path_factory.mktemp("distill")
-    taught(bare, folder / "teacher")
     log = write_log(folder / "log.jsonl", seed=1, conversations=60, day=1)
-    with living_in(folder / "home", STUDENT=str(bare), TEACHER=str(folder / "teacher"), THREADS="1"):
+    with living_in(folder / "home", STUDENT=str(bare), TEACHER="", THREADS="1"):
         opinions = [opinion for n in range(40) for opinion in about(n)]
         (folder / "opinions.jsonl").write_text("".join(json.dumps(opinion) + "\n" for opinion in opinions))
         ingest(JSONL(paths=(str(log), str(folder / "opinions.jsonl"))))
+    return folder / "home"
+
+
+def teacher_from(base: Path, home: Path, bare: Path) -> str:
+    """A model that was taught the shop's answers, as a teacher."""
+    with living_in(home, STUDENT=str(bare), TEACHER="", THREADS="1"):
+        dataset = curate(WORKLOAD, CurateSpec())["dataset_id"]
+        spec = Causal(base=str(base), learn=Imitation(), rank=16, alpha=64, learning_rate=5e-3, epochs=3)
+        return str(distill(dataset, spec)["path"])
+
+
+@pytest.fixture(scope="module")
+def dataset(bare: Path, shop: Path) -> Iterator[str]:
+    """A frozen dataset in that home, and a teacher who knows the shop."""
+    with living_in(shop, STUDENT=str(bare), TEACHER=teacher_from(bare, shop, bare), THREADS="1"):
         yield curate(WORKLOAD, CurateSpec())["dataset_id"]
 
 
@@ -91,8 +94,8 @@ def test_the_same_dataset_and_spec_give_the_same_student_without_training(
 def test_the_teacher_s_logits_are_kept_with_the_dataset(dataset: str, student: dict[str, Any]) -> None:
     from tasks.curate import load as frozen
 
-    assert student["not_followed"].keys() == {CORRECTED}
-    assert student["followed"] == student["examples"] - student["not_followed"][CORRECTED]
+    assert student["followed"] > 0
+    assert student["followed"] + sum(student["not_followed"].values()) == student["examples"]
     assert len(list(Path(frozen(dataset).path).glob("teacher-*.safetensors"))) == 1
 
 
@@ -127,28 +130,21 @@ def test_what_people_prefer_is_learned_after_the_lesson_and_a_killed_run_goes_on
     test_the_merged_student_is_the_base_with_its_adapter(Path(broken["base"]), broken)
 
 
-@pytest.fixture
-def foreign(bare: Path, dataset: str, tmp_path: Path) -> Iterator[Path]:
-    """The teacher is now one with another vocabulary."""
-    folder = taught(bare, tmp_path / "foreign")
-    save(train(["availability of orders, and wherever they are"] * 20), folder)
-    with living_in(settings().home, STUDENT=str(bare), TEACHER=str(folder), THREADS="1"):
-        yield folder
-
-
 def test_a_teacher_with_other_tokens_is_imitated_and_said_so_or_aligned_where_asked(
-    dataset: str, foreign: Path
+    bare: Path, shop: Path, dataset: str, tmp_path: Path
 ) -> None:
-    silent = distill(dataset, SPEC)
+    shutil.copytree(bare, tmp_path / "base")
+    save(train(["availability of orders, and wherever they are"] * 20), tmp_path / "base")
+    teacher = teacher_from(tmp_path / "base", shop, bare)
+    with living_in(shop, STUDENT=str(bare), TEACHER=teacher, THREADS="1"):
+        silent = distill(dataset, SPEC)
+        aligned = distill(dataset, replace(SPEC, learn=Logits(tokenizers="aligned")))
+        with pytest.raises(SetupError, match=r"on_policy.*the teacher's vocabulary has.*learn from logits"):
+            distill(dataset, replace(SPEC, learn=OnPolicy()))
     (reason,) = silent["not_followed"]
     assert silent["followed"] == 0 and silent["not_followed"][reason] == silent["examples"]
     assert "the teacher's vocabulary has" in reason and '"tokenizers": "aligned"' in reason
-    aligned = distill(dataset, replace(SPEC, learn=Logits(tokenizers="aligned")))
-    assert aligned["not_followed"].keys() == {CORRECTED}
-    assert aligned["followed"] == aligned["examples"] - aligned["not_followed"][CORRECTED]
-    assert aligned["history"] != silent["history"]
-    with pytest.raises(SetupError, match=r"on_policy.*the teacher's vocabulary has.*learn from logits"):
-        distill(dataset, replace(SPEC, learn=OnPolicy()))
+    assert aligned["followed"] > 0 and aligned["history"] != silent["history"]
 
 
 def test_a_student_whose_answers_nobody_judges_is_refused(bare: Path, dataset: str) -> None:
@@ -159,14 +155,13 @@ def test_a_student_whose_answers_nobody_judges_is_refused(bare: Path, dataset: s
         distill(dataset, replace(SPEC, learn=OnPolicy()))
 
 
-def test_the_student_s_own_answers_change_what_it_becomes(dataset: str, student: dict[str, Any]) -> None:
-    spec = replace(SPEC, max_steps=6)
-    logits, idle, own = (
-        distill(dataset, replace(spec, learn=learn))
-        for learn in (Logits(), OnPolicy(rate=0.0), OnPolicy(rate=1.0, share=0.5))
-    )
-    assert logits["history"] == idle["history"] != own["history"]
-    assert own["followed"] == student["followed"]
+def test_the_student_s_own_answers_change_what_it_becomes(shop: Path, dataset: str) -> None:
+    with living_in(shop, THREADS="1"):  # the seedlings: a teacher who would have said what was logged
+        idle, own = (
+            distill(dataset, replace(SPEC, max_steps=4, learn=OnPolicy(rate=rate, share=0.5))) for rate in (0.0, 1.0)
+        )
+    assert own["followed"] == idle["followed"] > 0.5 * own["examples"]
+    assert idle["history"] != own["history"]
 
 
 def test_the_student_knows_which_prefix_it_has_learned(dataset: str, student: dict[str, Any]) -> None:
