@@ -1,9 +1,9 @@
 """E-mail addresses, payment cards, bank accounts and IP addresses in a text.
 
 A checksum decides where there is one: Luhn (ISO/IEC 7812-1) for cards, mod 97 and the registry's structures for IBANs
-(ISO 13616), both by `python-stdnum`; check digits 00 are a pseudonym's. One number in ten passes Luhn by chance, so a
-card must also begin as an issuer's cards do and have their length (the ranges as listed in Wikipedia, "Payment card
-number"). Thirteen digits are no card: no issuer makes them any more, and they are printed on every product (EAN-13).
+(ISO 13616), both by `python-stdnum`. One number in ten passes Luhn by chance, so a card must also begin as an issuer's
+cards do and have their length (the ranges as listed in Wikipedia, "Payment card number"). Thirteen digits are no card:
+no issuer makes them any more, and they are what is printed on every product (EAN-13).
 
 IP addresses are judged by `ipaddress`. Private ones go like public ones: inside a company they name a person's machine.
 What names no one stays: loopback, unspecified and multicast addresses, netmasks, and four numbers below ten (1.2.3.4),
@@ -38,7 +38,7 @@ ISSUED = re.compile(
     ))
 )  # fmt: skip
 
-IBAN = re.compile(r"(?<![0-9A-Za-z])[A-Za-z]{2}(?!00)[0-9]{2}(?=((?:[ -]?[0-9A-Za-z]){11,30}))")
+IBAN = re.compile(r"(?<![0-9A-Za-z])[A-Za-z]{2}[0-9]{2}(?=((?:[ -]?[0-9A-Za-z]){11,30}))")
 
 IPV4 = re.compile(r"(?<![0-9A-Za-z.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z]|\.[0-9])")
 IPV6 = re.compile(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import phonenumbers
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from phonenumbers import PhoneNumber, PhoneNumberFormat
 from stdnum import iban, luhn
@@ -63,6 +63,7 @@ def test_the_codes_that_stay_are_those_of_the_plans_without_numbers_that_begin_w
             assert not [number for number in numbers if is_valid(number, None)] or (code, length) == ("672", 5)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(VALUES["card"]), st.binary())
 def test_a_card_begins_as_no_issuers_and_fails_luhn(written: str, key: bytes) -> None:
     new = pseudonym(key, "card", re.sub(r"\D", "", written), written)
@@ -70,15 +71,18 @@ def test_a_card_begins_as_no_issuers_and_fails_luhn(written: str, key: bytes) ->
     assert re.sub(r"\D", "", new).startswith("000") and not luhn.is_valid(re.sub(r"\D", "", new))
 
 
-@given(st.sampled_from(VALUES["iban"]), st.binary())
-def test_an_account_keeps_country_and_structure_and_fails_its_check(written: str, key: bytes) -> None:
-    new = pseudonym(key, "iban", iban.compact(written), written)
-    assert re.sub("[A-Z]", "A", re.sub("[a-z]", "a", re.sub(r"\d", "0", new))) == re.sub(
-        "[A-Z]", "A", re.sub("[a-z]", "a", re.sub(r"\d", "0", written))
-    )
-    assert new[:4] == written[:2] + "00" and not iban.is_valid(new) and not iban.is_valid(new, check_country=False)
+@pytest.mark.parametrize("written", VALUES["iban"])
+def test_an_account_keeps_country_and_structure_and_fails_its_check(written: str) -> None:
+    def structure(text: str) -> str:
+        return re.sub("[A-Z]", "A", re.sub("[a-z]", "a", re.sub("[0-9]", "0", text)))
+
+    for key in range(100):  # one in 97 would pass by chance
+        new = pseudonym(str(key).encode(), "iban", iban.compact(written), written)
+        assert new[:4] == written[:2] + "00" and structure(new) == structure(written)
+        assert not iban.is_valid(new, check_country=False)
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(), st.binary())
 def test_an_ip_address_is_reserved_and_no_netmask(address: ipaddress.IPv4Address, key: bytes) -> None:
     new = ipaddress.ip_address(pseudonym(key, "ip", str(address), str(address)))
@@ -125,7 +129,7 @@ def test_a_number_beside_a_pseudonym_is_found(number: str, apart: str) -> None:
 
 
 def test_a_short_number_has_as_many_pseudonyms_as_is_said() -> None:
-    made = {
-        digits: {ALL.text(f"phone: {n}") for n in range(10**digits // 2, 10**digits // 2 + 4000)} for digits in (7, 9)
-    }
-    assert 900 < len(made[7]) <= 1000 and len(made[9]) > 3000
+    for digits, said in ((5, 10), (7, 1000), (9, 100_000)):
+        numbers = map(str, range(10**digits // 2, 10**digits // 2 + 8000))
+        made = {pseudonym(b"a key", "phone", number, number) for number in numbers}
+        assert 0.9 * min(said, 8000) < len(made) <= said
