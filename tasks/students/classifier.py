@@ -1,7 +1,8 @@
 """A classifier: an encoder with a head, for a workload whose answers are a closed set (`answers.py`).
 
-Each distinct answer of the training rows, by what it means, is a label: a text, or calls with their arguments. How the
-encoder and the head are trained is in `training/classify.py`, which rows are taken for mistakes in `training/doubt.py`.
+Each distinct answer of the training rows, by what it means, is a label: a text, or calls with their arguments. The head
+begins as a probe of the encoder (`training/probe.py`), by which rows that are likely mistakes are left out
+(`training/doubt.py`); then both are trained (`training/classify.py`).
 
 It does not answer everything. Its probabilities are calibrated on the validation rows, and what it is less sure of than
 `abstain` goes to the teacher when it is served: what is out of scope, and what it would rather guess. That threshold is
@@ -44,8 +45,8 @@ class Classifier:
     base: Annotated[str, Field(description="Hugging Face id or path; empty takes FLYWHEEL_ENCODER")] = ""
     learning_rate: Annotated[
         float, Field(gt=0, lt=0.1, description="Peak rate of the encoder; the head's is 10 times")
-    ] = 2e-4
-    epochs: Annotated[int, Field(ge=1, le=100, description="Passes over the training rows")] = 5
+    ] = 1e-4
+    epochs: Annotated[int, Field(ge=0, le=100, description="Passes over the training rows; 0: the head alone")] = 2
     batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 512
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="Share of an answer that all labels get")] = 0.1
     doubt: Annotated[
@@ -101,7 +102,7 @@ class Classifier:
         reader = self.reader(encoder, folder)
         model = Classifying(encoder, len(labels)).to("cuda" if torch.cuda.is_available() else "cpu")
         train, validation = (texts(part, labels, reader) for part in (rows, dataset.split("validation")))
-        kept = self.kept(model, train, reader, work)
+        kept = self.probe(model, train, reader, work)
         trainer = ClassifierTrainer(model, self, work, reader)
         trainer.run(kept, validation, progress)
 
@@ -133,19 +134,25 @@ class Classifier:
         encoder.config.save_pretrained(folder)
         return Reader(folder, self.max_length)
 
-    def kept(self, model: Any, train: "list[Text]", reader: Reader, work: Path) -> "list[Text]":
-        """The rows that are no likely mistakes; decided once, whatever becomes of the run."""
+    def probe(self, model: Any, train: "list[Text]", reader: Reader, work: Path) -> "list[Text]":
+        """Let the head begin as a probe; returns the rows that are no likely mistakes. A killed run has done it."""
         import torch
         from safetensors.torch import load_file
 
         from tasks.training.doubt import doubted
         from tasks.training.loop import write_tensors
+        from tasks.training.probe import features, regression
 
-        file = work / "doubted.safetensors"
+        file = work / "probe.safetensors"
         if not file.exists():
-            vouched = torch.tensor([text.weight > 1 for text in train])
-            write_tensors({"doubted": doubted(model, train, vouched, reader, self.doubt)}, file)
-        out = load_file(file)["doubted"].tolist()
+            read = features(model, train, reader)
+            labels, weights = (torch.tensor(part) for part in ([t.label for t in train], [t.weight for t in train]))
+            doubt = doubted(read, labels, weights > 1, self.doubt)
+            weight, bias = regression(read[~doubt], labels[~doubt], weights[~doubt], len(model.head.bias))
+            write_tensors({"doubted": doubt, "weight": weight, "bias": bias}, file)
+        found = load_file(file)
+        out = found.pop("doubted").tolist()
+        model.head.load_state_dict(found)
         return [text for text, doubt in zip(train, out, strict=True) if not doubt]
 
 

@@ -1,4 +1,4 @@
-"""The training of a classifier: the whole encoder but its embeddings, and the head.
+"""The training of a classifier: the whole encoder but its embeddings, and the head, which begins as a probe.
 
 The loss is cross-entropy with smoothed labels, a row's weight by the feedback policy:
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tasks.students.classifier import Classifier
 
 Progress = Callable[[int, int, str], None]
-HEAD_RATE = 10  # the head begins at random, the encoder does not
+HEAD_RATE = 10  # a matrix of few rows bears larger steps
 STATES = ("exp_avg", "exp_avg_sq")  # Adam's names of its two
 AT_ONCE = 64
 ENOUGH = 50  # validation rows that tell a temperature
@@ -61,7 +61,8 @@ class ClassifierTrainer:
     """One model, one optimizer.
 
     Attributes:
-        history: The validation loss (of labels that are not smoothed) and the share of right answers after each epoch.
+        history: The validation loss (of labels that are not smoothed) and the share of right answers after each epoch,
+            first those of the probe.
     """
 
     def __init__(self, model: Classifying, spec: "Classifier", work: Path, reader: Reader) -> None:
@@ -102,7 +103,9 @@ class ClassifierTrainer:
         epochs = plan(train, spec.batch_tokens, spec.seed, spec.epochs, max_steps=0, packed=False)
         total, done = sum(map(len, epochs)), 0
         self.restore()
-        for epoch, groups in enumerate(epochs):
+        if not self.history:
+            self.remember(0, validation or train[:AT_ONCE])
+        for epoch, groups in enumerate(epochs, 1):
             for group in groups:
                 done += 1
                 if done <= self.step:
@@ -121,7 +124,7 @@ class ClassifierTrainer:
                     self.save()
                 if progress:
                     progress(done, total, f"distill classifier, loss {loss.item():.3f}")
-            if len(self.history) <= epoch:
+            if len(self.history) == epoch:
                 self.remember(epoch, validation or train[:AT_ONCE])
         self.load(self.work / "best.safetensors")
 
@@ -135,11 +138,11 @@ class ClassifierTrainer:
         return found
 
     def remember(self, epoch: int, validation: Sequence[Text]) -> None:
-        """Note an epoch's results; keep its weights if they are the best so far."""
+        """Note the results of an epoch; keep its weights if they are the best so far."""
         logits, labels = self.logits(validation), torch.tensor([text.label for text in validation])
         loss = functional.cross_entropy(logits, labels).item()
         right = (logits.argmax(-1) == labels).float().mean().item()
-        self.history.append({"epoch": epoch + 1, "validation_loss": round(loss, 5), "right": round(right, 4)})
+        self.history.append({"epoch": epoch, "validation_loss": round(loss, 5), "right": round(right, 4)})
         if loss < self.best:
             self.best = loss
             write_tensors(self.trained, self.work / "best.safetensors")
@@ -149,7 +152,8 @@ class ClassifierTrainer:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.trained.items():
             tensors[name] = parameter
-            tensors |= {f"{state}|{name}": self.optimizer.state[parameter][state] for state in STATES}
+            if self.step:
+                tensors |= {f"{state}|{name}": self.optimizer.state[parameter][state] for state in STATES}
         state = {"step": self.step, "best": self.best, "history": self.history}
         write_tensors(tensors, self.work / "checkpoint.safetensors", {"state": json.dumps(state)})
 
@@ -166,6 +170,8 @@ class ClassifierTrainer:
         self.step, self.best, self.history = state["step"], state["best"], state["history"]
         for name, parameter in self.trained.items():
             parameter.data.copy_(tensors[name])
+            if not self.step:
+                continue
             moments = {moment: tensors[f"{moment}|{name}"].to(parameter.device) for moment in STATES}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
 

@@ -1,17 +1,20 @@
 """An encoder with a head, and how it is kept: the encoder as Hugging Face has it, `head.safetensors` beside it.
 
-The head reads the mean of the last hidden states, which is what sentence encoders were pretrained to mean something.
+The head reads the direction of the mean of the last hidden states, to which sentence encoders were pretrained to give a
+meaning.
 """
 
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from infra.settings import SetupError
 from tasks.training.loop import write_tensors
 
 HEAD = "head.safetensors"
+LENGTH = 10.0  # of what the head reads, so that weights of about 1 tell labels apart
 
 
 class Classifying(nn.Module):
@@ -29,15 +32,14 @@ class Classifying(nn.Module):
         table: nn.Module = self.encoder.get_input_embeddings()
         return table
 
-    def means(self, input_ids: Tensor, attention_mask: Tensor, **segments: Tensor) -> Tensor:
-        """Mean hidden state of each text, float32 [b, hidden]."""
+    def features(self, input_ids: Tensor, attention_mask: Tensor, **segments: Tensor) -> Tensor:
+        """What the head reads of each text, float32 [b, hidden]."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **segments).last_hidden_state
-        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        means: Tensor = (hidden * weights).sum(1) / weights.sum(1)
-        return means
+        sums: Tensor = (hidden * attention_mask.unsqueeze(-1).to(hidden.dtype)).sum(1)
+        return LENGTH * functional.normalize(sums, dim=-1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **segments: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.head(self.dropout(self.means(input_ids, attention_mask, **segments)))}
+        return {"logits": self.head(self.dropout(self.features(input_ids, attention_mask, **segments)))}
 
 
 def load_encoder(path: str) -> Any:

