@@ -2,8 +2,7 @@
 
 A pair is a request with a better and a worse answer: a correction, a preferred or the teacher's answer beside the one
 that it took the place of, or an answer that was objected to beside the latest that people wrote or praised for an equal
-request.
-A thumb is an answer that people wrote or praised, or one that they objected to or put another in the place of.
+request. A thumb is an answer that people wrote or praised, or one that they objected to or put another in the place of.
 
 The reference of both losses is the student as the lesson before left it. TRL keeps it as a second, frozen adapter; it
 reads our tokens, not text of its own making, so that a preference is learned in the very form that is served.
@@ -61,10 +60,7 @@ def pairs(dataset: "Dataset", tokenizer: Any, max_length: int) -> list[Row]:
         other = better.get(_asked(row))
         if other and not same(other["expected"], row["rejected"]):
             rows.append({**row, "expected": other["expected"]})
-    chosen, rejected = (
-        _encoded(tokenizer, rows, "expected", max_length),
-        _encoded(tokenizer, rows, "rejected", max_length),
-    )
+    chosen, rejected = (_encoded(tokenizer, rows, side, max_length) for side in ("expected", "rejected"))
     return [
         {
             "prompt_ids": one.ids[: one.prompt],
@@ -116,8 +112,7 @@ def arguments(stage: Stage) -> dict[str, Any]:
     return {
         "output_dir": str(stage.work), "seed": stage.seed, "save_steps": stage.save_steps, "use_cpu": not cuda,
         "bf16": cuda, "dataloader_pin_memory": cuda, "activation_checkpointing": False, "max_length": None,
-        "report_to": "none", "disable_tqdm": True,
-        "logging_steps": 1, "save_total_limit": 1,
+        "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_total_limit": 1,
     }  # fmt: skip
 
 
