@@ -8,9 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from tasks.curate import CurateSpec, curate
 from tasks.ingest import ingest
 from tasks.sources import JSONL
 from tests.conftest import living_in
-from tests.flows.conftest import ROOT, flywheel
+from tests.flows.conftest import ROOT, environment_of, flywheel
 from tests.flows.test_cli import complaint
 from tests.flows.test_up import free_port
 from tests.shop_log import WORKLOAD, write_log
@@ -37,7 +36,8 @@ PATIENCE = 300  # seconds for a server to come up on a busy machine
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",  # else it leaves a token in the person's home
     "RAY_health_check_period_ms": "1000", "RAY_worker_register_timeout_seconds": str(PATIENCE),
-    "RAY_raylet_start_wait_time_s": str(PATIENCE), "RAY_memory_monitor_refresh_ms": "0", "PYTHONPATH": str(ROOT),
+    "RAY_raylet_start_wait_time_s": str(PATIENCE), "RAY_agent_register_timeout_ms": str(1000 * PATIENCE),
+    "RAY_memory_monitor_refresh_ms": "0", "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
 }  # fmt: skip
 STEPS = 48
@@ -78,14 +78,18 @@ def started(log: Path, *command: str, **environment: str) -> Iterator["subproces
         kill(process)
 
 
-def wait_for(port: int, process: "subprocess.Popen[Any]") -> None:
+def wait_until(there: Callable[[], bool], process: "subprocess.Popen[Any]") -> None:
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
+    while not there():
         assert process.poll() is None, f"{process.args} ended"
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
+        assert time.monotonic() < deadline, f"{process.args} did not come up"
         time.sleep(0.2)
-    raise AssertionError(f"{process.args} did not open port {port}")
+
+
+def listening(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 class Nodes:
@@ -102,9 +106,11 @@ class Nodes:
             "--ray-client-server-port", str(free_port()),
         )  # fmt: skip
         first = stack.enter_context(started(folder / "head.log", "ray", "start", *head, *small, **QUIET))
-        wait_for(port, first)
+        wait_until(lambda: listening(port), first)
         command = ("ray", "start", "--address", self.address, *small)
         self.second = stack.enter_context(started(folder / "second.log", *command, **QUIET))
+        for process, log in ((first, "head.log"), (self.second, "second.log")):
+            wait_until(lambda log=log: "Ray runtime started" in (folder / log).read_text(), process)  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -123,7 +129,7 @@ def prefect(tmp_path: Path) -> Iterator[str]:
         "PREFECT_SERVER_API_PORT": str(port), "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }  # fmt: skip
     with started(tmp_path / "prefect.log", "prefect", "server", "start", **settings) as server:
-        wait_for(port, server)
+        wait_until(lambda: listening(port), server)
         yield f"http://127.0.0.1:{port}/api"
 
 
@@ -166,21 +172,28 @@ def test_a_sweep_survives_a_node_and_trains_each_student_once(
     environment = {
         **QUIET, "FLYWHEEL_STUDENT": str(bare), "FLYWHEEL_RAY": nodes.address, "PREFECT_API_URL": prefect,
     }  # fmt: skip
-    done: list[subprocess.CompletedProcess[str]] = []
-    driver = threading.Thread(target=lambda: done.append(flywheel(*command, home=home, **environment)), daemon=True)
-    driver.start()
-    while (work := under_way(home / "students", nodes.second)) is None:
-        assert driver.is_alive(), done[0].stderr
-        time.sleep(0.02)
-    dead = {process.pid for process in family(nodes.second)}
-    kill(nodes.second)
-    at, seen = step(work), []
-    while driver.is_alive():
-        seen += [now for now in [step(work)] if now]
-        time.sleep(0.02)
-    assert done[0].returncode == 0, done[0].stderr
+    answer, log = tmp_path / "answer.json", tmp_path / "driver.log"
+    seen: list[int] = []
+    with answer.open("w") as said, log.open("w") as errors:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "flows", *command], cwd=ROOT, env=environment_of(home, **environment), stdout=said,
+            stderr=errors,
+        )  # fmt: skip
+    try:
+        while (work := under_way(home / "students", nodes.second)) is None:
+            assert driver.poll() is None, log.read_text()
+            time.sleep(0.02)
+        dead = {process.pid for process in family(nodes.second)}
+        kill(nodes.second)
+        at = step(work)
+        while driver.poll() is None:
+            seen += [now for now in [step(work)] if now]
+            time.sleep(0.02)
+    finally:
+        kill(driver)
+    assert driver.returncode == 0, log.read_text()
 
-    result: dict[str, Any] = json.loads(done[0].stdout)
+    result: dict[str, Any] = json.loads(answer.read_text())
     with session(write=False) as db:
         rows = {row.id: row for row in db.scalars(select(Student))}
     assert len(rows) == 4 and all(Path(row.path).is_dir() for row in rows.values())
