@@ -5,13 +5,15 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
+from flows.cluster import require
 from flows.curate import curate_stage
-from flows.distill import distill_stage
+from flows.distill import trained
 from flows.evaluate import score
 from flows.ingest import ingest_stage
 from flows.quantize import quantize_stage
 from flows.redeploy import redeploy_stage
 from flows.release import decide
+from flows.stage import aligned
 from infra.settings import SetupError, settings
 from tasks.curate import CurateSpec
 from tasks.evaluate import EvaluateSpec
@@ -20,6 +22,7 @@ from tasks.quantize import CANDIDATES, CandidateSpec, fitting
 from tasks.release import GateSpec
 from tasks.sources import Source
 from tasks.students import Causal, Classifier
+from tasks.sweep import SweepSpec, table
 
 
 @flow(name="flywheel", flow_run_name="flywheel-{workload}", persist_result=True, result_serializer="json")
@@ -30,6 +33,7 @@ def flywheel(
     ] = None,
     curate: CurateSpec = CurateSpec(),  # noqa: B008 (frozen, as are the specs below)
     distill: Causal = Causal(),  # noqa: B008
+    sweep: SweepSpec = SweepSpec(),  # noqa: B008
     classify: Classifier = Classifier(),  # noqa: B008
     candidates: Annotated[tuple[CandidateSpec, ...], Field(min_length=1)] = CANDIDATES,
     evaluate: EvaluateSpec = EvaluateSpec(),  # noqa: B008
@@ -42,22 +46,26 @@ def flywheel(
         source: More traffic to read first.
         curate: How traffic becomes a frozen dataset.
         distill: How the student is trained.
+        sweep: Several students by other options or seeds; the best on the validation split is quantized.
         classify: How a classifier is trained beside it, where the answers are a closed set and there is an encoder.
         candidates: The ways to quantize them; those in format onnx are the classifier's, all others the student's.
         evaluate: What is measured.
         gate: What a candidate has to show before it serves.
     """
+    require()
     if source is not None:
         ingest_stage(source)
     dataset = curate_stage(workload, curate)
     without = classify.unfit(dataset.get("answers", {}))
-    students, made = {}, []
-    for spec in (distill,) if without else (distill, classify):
-        if fit := fitting(spec.name, candidates):
-            student = students[spec.name] = distill_stage(dataset["dataset_id"], spec)
-            made += [quantize_stage(student["student_id"], candidate) for candidate in fit]
-    if not made:
+    kinds = [(distill, sweep)] if without else [(distill, sweep), (classify, SweepSpec())]
+    asked = [(spec, several) for spec, several in kinds if fitting(spec.name, candidates)]
+    if not asked:
         raise SetupError(f"candidates are all in format onnx, and there is no classifier: {without}; give others")
+    found = trained(dataset["dataset_id"], asked)
+    students = {spec.name: student for (spec, _), student in zip(asked, found, strict=True)}
+    made = quantize_stage.each(
+        [(student["student_id"], one) for kind, student in students.items() for one in fitting(kind, candidates)]
+    )
     score(dataset["dataset_id"], [candidate["candidate_id"] for candidate in made], evaluate)
     result = decide(dataset["dataset_id"], gate)
     if result["outcome"] == "promote":
@@ -69,11 +77,7 @@ def render(result: dict[str, Any]) -> str:
     """What the student learned from, the scorecards as a table, and the verdict with its reasons."""
     from tasks.release import scorecard_table, verdict_markdown
 
-    rows = scorecard_table(result)
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    lines = ["  ".join(key.ljust(width) for key, width in widths.items()).rstrip()]
-    lines += ["  ".join(str(row[key]).ljust(width) for key, width in widths.items()).rstrip() for row in rows]
-    return "\n".join([*learned(result), *lines]) + "\n\n" + verdict_markdown(result)
+    return "\n".join([*learned(result), *aligned(scorecard_table(result))]) + "\n\n" + verdict_markdown(result)
 
 
 def learned(result: dict[str, Any]) -> list[str]:
@@ -99,6 +103,8 @@ def learned(result: dict[str, Any]) -> list[str]:
         lines.append(f"classifier: {made['labels']:,} answers, {made['doubted']:,} rows left out as likely mistakes")
     elif data.get("answers", {}).get("closed") or settings().encoder:
         lines.append(f"no classifier: {result['no_classifier']}")
+    if "sweep" in causal:
+        lines += ["", *aligned(table(causal["sweep"]))]
     return [*lines, ""]
 
 

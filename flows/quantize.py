@@ -14,4 +14,4 @@ quantize_stage = stage(tasks.quantize.quantize)
 @flow(name="quantize", flow_run_name="quantize-{student_id}")
 def quantize(student_id: str, candidates: tuple[CandidateSpec, ...] = CANDIDATES) -> list[dict[str, Any]]:
     """Quantize a student in those of the ways that fit its kind, and export each as it would be served."""
-    return [quantize_stage(student_id, candidate) for candidate in fitting(kind_of(student_id), candidates)]
+    return quantize_stage.each([(student_id, candidate) for candidate in fitting(kind_of(student_id), candidates)])

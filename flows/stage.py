@@ -11,44 +11,57 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefect import task
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from infra.settings import settings
 from tasks.teachers.tally import BudgetSpent
 
 # What stages log goes to the run's page (PREFECT_LOGGING_EXTRA_LOGGERS names it); Prefect leaves the level to us.
 logging.getLogger("flywheel").setLevel(logging.INFO)
 
 
-def stage(function: Callable[..., dict[str, Any]], retries: int = 0) -> Callable[..., dict[str, Any]]:
-    """The function as a task of the same name; `retries` where trying again can help: with a network between.
+class Stage:
+    """A function as a Prefect task of the same name.
 
     Outside a flow run (a single stage called from the command line) it is the plain function, and no server is needed.
     """
 
-    def run(*args: Any, **options: Any) -> dict[str, Any]:
-        with Bar() as bar:
-            return function(*args, progress=bar, flow_run_id=flow_run.id, **options)
+    def __init__(self, function: Callable[..., dict[str, Any]], retries: int) -> None:
+        def run(*args: Any, **options: Any) -> dict[str, Any]:
+            with Bar() as bar:
+                return function(*args, progress=bar, flow_run_id=flow_run.id, **options)
 
-    functools.update_wrapper(run, function)
-    # Prefect fills in a signature's defaults; it must not see the two arguments that are given here.
-    signature = inspect.signature(function)
-    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    run.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
-    wrapped = task(
-        name=function.__name__, retries=retries, retry_delay_seconds=2, retry_condition_fn=_may_help,
-        persist_result=True, result_serializer="json",
-    )(run)  # fmt: skip
+        functools.update_wrapper(run, function)
+        # Prefect fills in a signature's defaults; it must not see the two arguments that are given here.
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        run.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+        self._plain = run
+        self._task = task(
+            name=function.__name__, retries=retries, retry_delay_seconds=2, retry_condition_fn=_may_help,
+            persist_result=True, result_serializer="json",
+        )(run)  # fmt: skip
 
-    @functools.wraps(function)
-    def call(*args: Any, **options: Any) -> dict[str, Any]:
-        return (wrapped if in_flow_run() else run)(*args, **options)
+    def __call__(self, *args: Any, **options: Any) -> dict[str, Any]:
+        return (self._task if in_flow_run() else self._plain)(*args, **options)
 
-    return call
+    def each(self, calls: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+        """What each call returns, in their order: at once on the cluster of FLYWHEEL_RAY, else one after the other."""
+        if settings().ray:
+            from flows.cluster import fan_out
+
+            return fan_out(self._task, calls)
+        return [self(*args) for args in calls]
+
+
+def stage(function: Callable[..., dict[str, Any]], retries: int = 0) -> Stage:
+    """The function as a stage; `retries` where trying again can help: with a network between."""
+    return Stage(function, retries)
 
 
 def _may_help(_task: Any, _run: Any, state: Any) -> bool:
@@ -58,6 +71,15 @@ def _may_help(_task: Any, _run: Any, state: Any) -> bool:
 
 def in_flow_run() -> bool:
     return FlowRunContext.get() is not None
+
+
+def aligned(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows of the same keys as lines for the terminal, the keys above them; none for none."""
+    if not rows:
+        return []
+    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
+    shown = [{key: key for key in widths}, *rows]
+    return ["  ".join(str(row[key]).ljust(width) for key, width in widths.items()).rstrip() for row in shown]
 
 
 class Bar:

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
         description="Arguments of torchrun, to train in several processes: `--nproc-per-node 8`. Default: in this one",
     )
     shard: bool = Field(False, description="Whether each of several processes holds a part of the base alone (FSDP)")
+    ray: str = Field(
+        "", description="Ray cluster that stages fan out to: `host:6379`, `ray://host:10001`, `auto`. Default: none"
+    )
     threads: int = Field(0, ge=0, description="Threads for training and serving; 0 takes the idle cores")
 
     @field_validator("home")

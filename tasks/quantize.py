@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from infra.once import once
 from infra.settings import SetupError, settings
 from quant.methods import GPTQ, QAT, RTN, Method, SmoothQuant
 
@@ -78,7 +79,8 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantize a student and export it; returns the candidate's id, name, path, hash and bytes.
 
-    The same student and spec give the same candidate: if it is there already, it is returned.
+    The same student and spec give the same candidate: if it is there already, it is returned, and who asks for one that
+    another process makes waits for it.
 
     Raises:
         SetupError: The format is another kind of student's.
@@ -94,26 +96,31 @@ def quantize(
     with session() as db:
         student = db.get_one(Student, student_id)
         source, dataset_id = Path(student.path), student.dataset_id
-        known = db.get(Candidate, candidate_id)
-        if known and folder.exists():
-            return _summary(known)
-
     if not fitting(kind, [spec]):
         other = "gguf or compressed_tensors" if spec.format == "onnx" else "onnx"
         raise SetupError(f"student {student_id} is {kind}, which is not served as {spec.format}; take format {other}")
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_artifact(source, dataset_id, partial, spec, candidate_id, progress)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    candidate = Candidate(
-        id=candidate_id, student_id=student_id, name=spec.title, format=spec.format, path=str(folder),
-        artifact_hash=artifact_hash(folder), size=sum(f.stat().st_size for f in weights_of(folder)),
-        spec=asdict(spec), flow_run_id=flow_run_id,
-    )  # fmt: skip
-    with session() as db:
-        return _summary(db.merge(candidate))
+
+    def known() -> dict[str, Any] | None:
+        with session(write=False) as db:
+            row = db.get(Candidate, candidate_id)
+            return _summary(row) if row and folder.exists() else None
+
+    def make() -> dict[str, Any]:
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_artifact(source, dataset_id, partial, spec, candidate_id, progress)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        candidate = Candidate(
+            id=candidate_id, student_id=student_id, name=spec.title, format=spec.format, path=str(folder),
+            artifact_hash=artifact_hash(folder), size=sum(f.stat().st_size for f in weights_of(folder)),
+            spec=asdict(spec), flow_run_id=flow_run_id,
+        )  # fmt: skip
+        with session() as db:
+            return _summary(db.merge(candidate))
+
+    return once(folder.with_suffix(".lock"), known, make)
 
 
 def weights_of(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.once import once
 from tasks.lessons.lesson import Desk
 from tasks.training.examples import Example, encode
 
@@ -58,19 +59,22 @@ def said(desk: Desk, asked: Sequence[Example], what: str, extract: "Extract") ->
 
     from tasks.teachers.hf import model_fingerprint
 
-    assert desk.teacher is not None
+    teacher = desk.teacher
+    assert teacher is not None
     digest = hashlib.sha256(json.dumps([(e.prompt, e.ids) for e in asked]).encode()).hexdigest()
-    name = f"teacher-{model_fingerprint(desk.teacher.path)[:12]}-{digest[:12]}-{what}.safetensors"
+    name = f"teacher-{model_fingerprint(teacher.path)[:12]}-{digest[:12]}-{what}.safetensors"
     path = Path(desk.dataset.path) / name
-    if asked and not path.exists():
-        found = desk.teacher.read([(e.ids, e.prompt) for e in asked], extract, desk.progress)
+    if not asked:
+        return []
+
+    def make() -> Path:
+        found = teacher.read([(e.ids, e.prompt) for e in asked], extract, desk.progress)
         offsets = [0, *accumulate(len(parts[0]) for parts in found)]
         stored = {f"part{n}": torch.cat(parts) for n, parts in enumerate(zip(*found, strict=True))}
         save_file({**stored, "offsets": torch.tensor(offsets)}, path.with_suffix(".partial"))
-        path.with_suffix(".partial").rename(path)
-    if not asked:
-        return []
-    kept = load_file(path)
+        return path.with_suffix(".partial").rename(path)
+
+    kept = load_file(once(path.with_suffix(".lock"), lambda: path if path.exists() else None, make))
     bounds = kept.pop("offsets").tolist()
     parts = [kept[f"part{n}"] for n in range(len(kept))]
     return [tuple(part[a:b] for part in parts) for a, b in pairwise(bounds)]
