@@ -37,7 +37,7 @@ def right(path: str, dataset: Any) -> tuple[int, int]:
 
     from infra.engines.chat import load_tokenizer
     from tasks.students import Causal
-    from tasks.teachers.local import load_model
+    from tasks.teachers.hf import load_model
     from tasks.training.examples import encode
     from tasks.training.hard import unlearned
 

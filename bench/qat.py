@@ -36,7 +36,7 @@ from quant.calibrate import Batch
 from quant.methods import GPTQ, QAT, Method
 from tasks.gate import Card, GateSpec, judge
 from tasks.scorecards import score
-from tasks.teachers.local import load_model
+from tasks.teachers.hf import load_model
 
 SEEDLING = Path(__file__).parent.parent / "infra/seedling"
 STUDENT = SEEDLING / "models/student"

@@ -74,19 +74,19 @@ def learned(result: dict[str, Any]) -> list[str]:
     data, student = result["dataset"], result["student"]
     said = ", ".join(f"{n} {rule}" for rule, n in data["feedback"].items() if rule != "nothing") or "none"
     sent, read = student["prompt_tokens_sent"], student["prompt_tokens_read"]
-    unheard = [f"{reason} ({n:,})" for reason, n in student.get("not_followed", {}).items() if reason != CORRECTED]
+    why = [f"{reason} ({n:,})" for reason, n in student.get("not_followed", {}).items() if reason != CORRECTED]
+    heard = [f"the teacher's distribution is followed in {student['followed']:,}, not: {'; '.join(why)}"] if why else []
     baked = (
         f"prompt: {read:,.0f} tokens instead of {sent:,.0f}, the rest is baked in"
         if data["prefix"]
         else "no prefix baked"
     )
+    use = {"cost_usd": 0.0, **data.get("teacher_use", {})}
+    paid = [f"the teacher answered {use['asked']:,} requests for {use['cost_usd']:,.2f} USD"] if use["cost_usd"] else []
     return [
         f"{data['train']:,} interactions to train, {data['validation']:,} to validate, {data['holdout']:,} held out",
         f"feedback used: {said}; {baked}",
-        *(
-            [f"teacher's distribution followed in {student['followed']:,}; not: {'; '.join(unheard)}"]
-            if unheard
-            else []
-        ),
+        *heard,
+        *paid,
         "",
     ]

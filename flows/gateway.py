@@ -14,8 +14,7 @@ def app(workload: str | None = None) -> "FastAPI":
     from infra.gateway.app import create_app
     from tasks.teachers import teacher_for
 
-    teacher = teacher_for(workload)
-    return create_app(teacher.behind_gateway() if teacher else None)
+    return create_app(teacher_for(workload).behind_gateway())
 
 
 def main() -> int:

@@ -16,6 +16,8 @@ from prefect import task
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from tasks.teachers.tally import BudgetSpent
+
 
 def stage(function: Callable[..., dict[str, Any]], retries: int = 0) -> Callable[..., dict[str, Any]]:
     """The function as a task of the same name; `retries` where trying again can help: with a network between.
@@ -33,14 +35,20 @@ def stage(function: Callable[..., dict[str, Any]], retries: int = 0) -> Callable
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     run.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
     wrapped = task(
-        name=function.__name__, retries=retries, retry_delay_seconds=2, persist_result=True, result_serializer="json"
-    )(run)
+        name=function.__name__, retries=retries, retry_delay_seconds=2, retry_condition_fn=_may_help,
+        persist_result=True, result_serializer="json",
+    )(run)  # fmt: skip
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> dict[str, Any]:
         return (wrapped if in_flow_run() else run)(*args, **options)
 
     return call
+
+
+def _may_help(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a stage is tried again: not where that would spend its budget once more."""
+    return not isinstance(state.data, BudgetSpent)
 
 
 def in_flow_run() -> bool:

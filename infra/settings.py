@@ -32,6 +32,23 @@ class Settings(BaseSettings):
         "", description="The model name a teacher endpoint is asked for. Default: what the request names"
     )
     teacher_key: SecretStr = Field(SecretStr(""), description="Bearer token of the teacher endpoint")
+    teacher_parallel: int = Field(8, ge=1, le=256, description="Requests that a teacher endpoint is asked at a time")
+    teacher_rate_limit: int = Field(
+        0, ge=0, description="Requests a minute that a teacher endpoint is sent, retries included; 0 is no limit"
+    )
+    teacher_prompt_price: float = Field(
+        0, ge=0, description="What a million tokens of prompt cost at the teacher endpoint, in USD"
+    )
+    teacher_completion_price: float = Field(0, ge=0, description="What a million tokens of its answers cost")
+    teacher_budget: float = Field(
+        0, ge=0, description="USD that a stage may spend on the teacher endpoint before it stops; 0 is no limit"
+    )
+    teacher_logprobs: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Likeliest tokens that a teacher endpoint is asked for at each position; 0 for none",
+    )
     langfuse_host: str = Field("https://cloud.langfuse.com", description="Address of Langfuse's API")
     langfuse_public_key: SecretStr = Field(SecretStr(""), description="Public key of a Langfuse project")
     langfuse_secret_key: SecretStr = Field(SecretStr(""), description="Its secret key")

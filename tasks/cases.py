@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, collate, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, Text, cast, collate, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from infra.database.among import among
-from infra.database.jsontext import dumps
+from infra.database.jsontext import dumps, from_column
 from infra.database.messages import answer_of
 from infra.database.session import session
 from infra.database.tables import Feedback, Interaction
@@ -19,7 +19,7 @@ from tasks.ingest import workloads_of
 from tasks.policy import Judgement, meaning, of_conversation
 from tasks.similarity import number_of
 
-PAGE = 1000
+PAGE = 250  # a response with log-probabilities has hundreds of kilobytes
 Key = tuple[datetime, str, str]
 """An interaction's place in time, the same in every database: time, source and external id."""
 
@@ -29,16 +29,20 @@ class Case:
     """An interaction on its way into the dataset.
 
     Attributes:
+        response: As logged, in JSON: read, one with log-probabilities takes ten times the memory.
         answer: As logged, None if it cannot be imitated.
         student: Whether a student of ours gave it.
         opinions: What was said of it, not of its conversation.
         messages, tools: What the student will read.
+        logprobs: The teacher's of `expected`, where that is word for word its answer (tasks/teachers/logprobs.py).
+        unanswered: Why the teacher, who was asked, gave no answer.
     """
 
     id: int
     key: Key
     conversation: str
     request: dict[str, Any]
+    response: str
     answer: dict[str, Any] | None
     student: bool
     latency_ms: float | None
@@ -51,6 +55,8 @@ class Case:
     tools: list[dict[str, Any]] | None = None
     expected: dict[str, Any] | None = None
     origin: str = "logged"
+    logprobs: list[Any] | None = None
+    unanswered: str = ""
 
     def row(self) -> dict[str, Any]:
         rejected = self.judgement.rejected
@@ -61,7 +67,7 @@ class Case:
             "weight": self.judgement.weight if self.origin != "relabelled" else 1.0,
             "rejected": None if rejected is None or meaning(rejected) == meaning(self.expected or {}) else rejected,
             "latency_ms": self.latency_ms, "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
+            "completion_tokens": self.completion_tokens, "logprobs": self.logprobs,
         }  # fmt: skip
 
     def sameness(self) -> int:
@@ -106,16 +112,16 @@ class Window(NamedTuple):
         """The cases, earliest first, with what was said of them; a page at a time is in memory."""
         columns: tuple[Any, ...] = (
             Interaction.id, Interaction.at, Interaction.source, Interaction.external_id, Interaction.conversation,
-            Interaction.request, Interaction.response, Interaction.model, Interaction.latency_ms,
-            Interaction.prompt_tokens, Interaction.completion_tokens,
+            Interaction.request, cast(Interaction.response, Text).label("response"), Interaction.model,
+            Interaction.latency_ms, Interaction.prompt_tokens, Interaction.completion_tokens,
         )  # fmt: skip
         with session(write=False) as db:
             for rows in db.execute(self._ordered(db, select(*columns))).partitions(PAGE):
                 page = [
                     Case(
                         row.id, (row.at, row.source, row.external_id), row.conversation, row.request,
-                        answer_of(row.response), is_student(row.model), row.latency_ms, row.prompt_tokens,
-                        row.completion_tokens,
+                        row.response, answer_of(from_column(row.response)), is_student(row.model), row.latency_ms,
+                        row.prompt_tokens, row.completion_tokens,
                     )
                     for row in rows
                 ]  # fmt: skip

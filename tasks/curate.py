@@ -7,7 +7,7 @@ Every interaction ends in one split or under one reason in `left_out`.
 Traffic is read three times, a page at a time: for what requests share, to enter each interaction into a ledger of a few
 numbers (`ledger.py`), and to write those that were chosen. So a million interactions take no more memory than the
 numbers about them. The rules about feedback are in `policy.py`, near duplicates in `similarity.py`, the split in
-`splits.py`, the frozen files in `frozen.py`; students' answers are replaced in `relabel.py`.
+`splits.py`, the frozen files in `frozen.py`; what the teacher answers anew in `relabel.py`.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ from tasks.cases import Case, Window
 from tasks.frozen import Dataset, freeze, load
 from tasks.ledger import NOTHING, Fault, Ledger
 from tasks.policy import Judgement
-from tasks.relabel import Relabeller
+from tasks.relabel import Relabel, Relabeller
 from tasks.similarity import Hashes, NearDuplicates, template
 from tasks.splits import Entries, split
 from tasks.teachers import teacher_for
@@ -61,6 +61,13 @@ class CurateSpec:
     bake: Annotated[
         bool, Field(description="Leave the shared system prompt and tools out of what the student reads")
     ] = True
+    relabel: Annotated[
+        Relabel,
+        Field(
+            description="What a teacher that can be asked answers anew: students' answers; `unlabelled`: also what the "
+            "log has no usable answer to; `all`: everything but corrections. An endpoint costs money"
+        ),
+    ] = "students"
     min_rows: Annotated[int, Field(ge=4, description="Usable interactions without which there is no dataset")] = 40
     max_rows: Annotated[int, Field(ge=4, description="Latest interactions to look at")] = 50_000
     seed: int = 0
@@ -80,7 +87,7 @@ def curate(
     Raises:
         SetupError: The workload is unknown, or too little of its traffic is usable.
     """
-    teacher = teacher_for(workload)
+    relabeller = Relabeller(teacher_for(workload), spec.relabel, progress)
     window = Window.latest(workload, spec.max_rows)
     prefix, share, shared = survey(window, spec)
     ledger = Ledger(spec.seed)
@@ -95,12 +102,12 @@ def curate(
         clusters = near.clusters(progress)
     entries = Entries(ledger.ids, ledger.conversations, clusters, ledger.lots)
     left_out: Counter[str] = Counter()
-    usable, judgements = ledger.judged(teacher is not None, left_out)
+    usable, judgements = ledger.judged(relabeller.asks, left_out)
     if len(usable) < spec.min_rows:
         raise too_small(workload, f"{len(usable)} usable rows, under min_rows={spec.min_rows}", len(ledger), left_out)
     held_out = entries.take(np.isin(entries.ids, held_out_before(workload)))
     splits = split(entries.take(usable), spec.holdout, spec.validation, held_out, left_out)
-    chosen = Chosen(window, prefix, ledger, splits, judgements, Relabeller(workload, teacher, progress), clusters)
+    chosen = Chosen(window, prefix, ledger, splits, judgements, relabeller, clusters)
 
     def rows() -> Iterator[tuple[str, dict[str, Any]]]:
         check({name: len(ids) for name, ids in splits.items()})  # before the teacher is asked, who costs money
@@ -199,12 +206,13 @@ class Chosen:
     clusters: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        self.unanswered = 0
+        self.unanswered: Counter[str] = Counter()
         self.sizes: Counter[str] = Counter()
         self.rules: Counter[str] = Counter()
         self.origins: Counter[str] = Counter()
         self.characters: Counter[str] = Counter()
         self.kept: set[int] = set()
+        self.with_logprobs = 0
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each with the name of its split, in order of time."""
@@ -224,7 +232,7 @@ class Chosen:
             self.relabeller.ask([case for case, _ in mine])
             for case, place in mine:
                 if case.expected is None:
-                    self.unanswered += 1
+                    self.unanswered[case.unanswered] += 1
                 else:
                     self._count(case, int(self.clusters[place]))
                     self.sizes[name := names[where[place] - 1]] += 1
@@ -234,12 +242,13 @@ class Chosen:
         self.rules[case.judgement.rule] += 1
         self.origins[case.origin] += 1
         self.kept.add(cluster)
+        self.with_logprobs += case.logprobs is not None
         self.characters["whole"] += len(to_column([case.request["messages"], case.request.get("tools")]))
         self.characters["read"] += len(to_column([case.messages, case.tools]))
 
     def report(self, left_out: Counter[str], share: float) -> dict[str, Any]:
         """Where every interaction went, and what baking leaves of the prompt in characters (`distill`: in tokens)."""
-        left_out["the teacher gave no usable answer"] += self.unanswered
+        left_out.update(self.unanswered)
         rows, whole, read = self.origins.total(), self.characters["whole"], self.characters["read"]
         return {
             "interactions": len(self.ledger),
@@ -247,7 +256,8 @@ class Chosen:
             "feedback": dict(sorted(self.rules.items())),
             "origins": dict(sorted(self.origins.items())),
             "clusters": len(self.kept),
-            "teacher": self.relabeller.name if self.relabeller.asked else None,
+            "logprobs": self.with_logprobs,
+            **self.relabeller.report(),
             "prefix_share": round(share, 4),
             "prompt_characters": round(whole / rows),
             "prompt_characters_read": round(read / rows),

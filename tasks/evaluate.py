@@ -4,13 +4,17 @@ What is measured is what would be served: the artifact's files, verified by thei
 
 What is expected of an item is the correction a person gave, else the answer the teacher gave when it was logged. A
 teacher scored by its logged answers (there is none to ask anew) therefore agrees with itself by construction, and only
-corrections can count against it; asked anew it differs where its answers are not deterministic.
+corrections can count against it; asked anew it differs where its answers are not deterministic. What an endpoint was
+asked before, for `curate` or for a scorecard, it is not asked again, so with its relabelled answers it agrees, too. An
+item that it refuses (its filter, its context) is a wrong answer, as it would be in service, and counted in
+`unanswered`; if it fails otherwise there is no scorecard.
 """
 
 import hashlib
 import json
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +26,8 @@ from infra.settings import SetupError, settings
 from tasks.metrics.latency import latency, throughput
 from tasks.metrics.size import size
 from tasks.scorecards import score, write_items
-from tasks.teachers import Teacher, teacher_for
-from tasks.teachers.local import LocalTeacher, model_fingerprint
+from tasks.teachers import Answer, EndpointTeacher, LocalTeacher, LoggedTeacher, Question, teacher_for
+from tasks.teachers.answers import GIVEN_UP
 
 if TYPE_CHECKING:
     from infra.engines import Engine
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 Message = dict[str, Any]
+PAGE = 500
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Answers:
     """A model's answers to the holdout, in its order, and what they cost; None where it was not measured here."""
 
     messages: list[Message]
-    measured: dict[str, float | None]
+    measured: dict[str, Any]
     asked: str
 
 
@@ -69,19 +74,15 @@ def evaluate_teacher(
 
     dataset = load(dataset_id)
     teacher = teacher_for(dataset.workload)
-    if isinstance(teacher, LocalTeacher):
-        identity, digest = model_fingerprint(teacher.path), _hash(teacher.artifact())
-    else:
-        identity, digest = (f"{teacher.url} {teacher.model}" if teacher else "logged"), None
-    called = teacher.name if teacher else "as logged"
-    name = "teacher" if called == "teacher" else f"teacher ({called})"
+    digest = _hash(teacher.artifact()) if isinstance(teacher, LocalTeacher) else None
+    name = "teacher" if teacher.name == "teacher" else f"teacher ({teacher.name})"
 
     def ask() -> Answers:
         if isinstance(teacher, LocalTeacher):
             return _measure(teacher.artifact(), dataset, spec, name, progress)
-        return _asked(teacher, dataset, progress) if teacher else _logged(dataset)
+        return _asked(teacher, dataset, progress)
 
-    return _scorecard(dataset, spec, "teacher", identity, name, digest, ask, flow_run_id)
+    return _scorecard(dataset, spec, "teacher", teacher.identity, name, digest, ask, flow_run_id)
 
 
 def evaluate_champion(
@@ -179,7 +180,7 @@ def _measure(folder: Path, dataset: "Dataset", spec: EvaluateSpec, name: str, pr
         engine.close()
     written = sum(reply.completion_tokens for reply in replies)
     prompt = sum(reply.prompt_tokens for reply in replies)
-    measured: dict[str, float | None] = {
+    measured: dict[str, Any] = {
         "bytes": size(folder), "prompt_tokens": prompt, "completion_tokens": written,
         **throughput(written, len(replies), seconds), **latency([reply.latency_ms for reply in alone]),
     }  # fmt: skip
@@ -200,31 +201,43 @@ def _requests(dataset: "Dataset", engine: "Engine") -> list[dict[str, Any]]:
     return found
 
 
-def _asked(teacher: Teacher, dataset: "Dataset", progress: Progress | None) -> Answers:
-    """An endpoint's answers to the requests exactly as the application sent them."""
+def _asked(teacher: EndpointTeacher | LoggedTeacher, dataset: "Dataset", progress: Progress | None) -> Answers:
+    """A teacher's answers to the requests exactly as the application sent them, as far as they were stored."""
     from sqlalchemy import select
 
+    from infra.database.among import among
     from infra.database.session import session
     from infra.database.tables import Interaction
 
     rows = dataset.split("holdout")
-    sent: dict[int, dict[str, Any]] = {}
-    with session(write=False) as db:
-        for start in range(0, len(rows), 500):  # SQLite limits the parameters of one statement
-            ids = [row["interaction_id"] for row in rows[start : start + 500]]
-            found = db.execute(select(Interaction.id, Interaction.request).where(Interaction.id.in_(ids)))
-            sent |= {number: request for number, request in found}
-    requests = [{k: v for k, v in sent[r["interaction_id"]].items() if k != "stream_options"} for r in rows]
-    unknown = dict.fromkeys(("bytes", "tokens_per_second", "seconds_per_request"))
-    return Answers(teacher.answer(requests, progress), {**unknown, **_logged_latency(rows)}, "anew")
+    answers: list[Answer] = []
 
+    def told(done: int, _: int, what: str) -> None:
+        if progress:
+            progress(len(answers) + done, len(rows), what)
 
-def _logged(dataset: "Dataset") -> Answers:
-    rows = dataset.split("holdout")
+    for start in range(0, len(rows), PAGE):
+        ids = [row["interaction_id"] for row in rows[start : start + PAGE]]
+        with session(write=False) as db:
+            found = db.execute(select(Interaction.id, Interaction.request).where(among(db, Interaction.id, ids)))
+            sent = {number: request for number, request in found}
+        page = teacher.answer([Question(number, sent[number]) for number in ids], told)
+        answers += [answer._replace(logprobs=None) for answer in page]  # long, and of no use here
+    reasons = Counter(answer.reason for answer in answers if answer.message is None)
+    if failed := reasons[GIVEN_UP]:
+        raise SetupError(
+            f"{teacher.name} failed at {failed} of {len(rows)} items of the holdout again and again, so it is not "
+            "scored; what it answered is kept: run again"
+        )
+    nothing: Message = {"role": "assistant", "content": None}
     unknown = dict.fromkeys(("bytes", "tokens_per_second", "seconds_per_request"))
-    # A log that cannot be read as an answer was no right one; a correction keeps its row in the holdout.
-    answers = [row["logged"] or {"role": "assistant", "content": None} for row in rows]
-    return Answers(answers, {**unknown, **_logged_latency(rows)}, "as logged")
+    measured: dict[str, Any] = {**unknown, **_logged_latency(rows)}
+    if reasons:
+        measured["unanswered"] = dict(sorted(reasons.items()))
+    if isinstance(teacher, EndpointTeacher):
+        measured["teacher_use"] = teacher.tally.report()
+    asked = "as logged" if isinstance(teacher, LoggedTeacher) else "anew"
+    return Answers([answer.message or nothing for answer in answers], measured, asked)
 
 
 def _logged_latency(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:

@@ -1,9 +1,9 @@
 """A client or an interaction, erased from every table and file, and a mark on what was made of it.
 
-Erased are interactions, what was said of them, quarantined records that name them, their rows in datasets and
-scorecards, and their lines in the gateway's spool. A dataset keeps its id, by which students and verdicts know it; its
-report gets `forgotten`, and each registered version that was trained on it the tag `flywheel.forgotten`. The counts and
-metrics that were made before stay: they name no one.
+Erased are interactions, what was said of them, what a teacher answered when it was asked about them again, quarantined
+records that name them, their rows in datasets and scorecards, and their lines in the gateway's spool. A dataset keeps
+its id, by which students and verdicts know it; its report gets `forgotten`, and each registered version that was
+trained on it the tag `flywheel.forgotten`. The counts and metrics that were made before stay: they name no one.
 
 The order makes it safe to be killed: first the tombstones (infra/database/forgotten.py), so that nothing comes back,
 then the files, then the marks, and last the rows, by which another run finds what is left to do. It is not a Prefect
@@ -22,7 +22,17 @@ from infra import registry
 from infra.database.among import among
 from infra.database.forgotten import CLIENT, INTERACTION, RAW, bury, tombstone
 from infra.database.session import empty_log, session
-from infra.database.tables import Candidate, Dataset, DatasetItem, Feedback, Interaction, Quarantine, Scorecard, Student
+from infra.database.tables import (
+    Candidate,
+    Dataset,
+    DatasetItem,
+    Feedback,
+    Interaction,
+    Quarantine,
+    Scorecard,
+    Student,
+    TeacherAnswer,
+)
 from infra.database.tables import now as present
 from infra.privacy.redaction import redactor
 from infra.settings import SetupError
@@ -238,7 +248,8 @@ def erase_rows(target: Target, dry_run: bool, progress: Progress | None) -> int:
         return len(feedback)
     steps: list[tuple[Any, list[int]]] = [
         (Quarantine.id, sorted(target.raw)), (Feedback.id, sorted(feedback)),
-        (DatasetItem.interaction_id, sorted(target.interactions)), (Interaction.id, sorted(target.interactions)),
+        (DatasetItem.interaction_id, sorted(target.interactions)),
+        (TeacherAnswer.interaction_id, sorted(target.interactions)), (Interaction.id, sorted(target.interactions)),
     ]  # fmt: skip
     total, done = sum(len(numbers) for _, numbers in steps), 0
     for column, numbers in steps:

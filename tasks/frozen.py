@@ -7,6 +7,7 @@ files are gone or changed is not read.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -29,7 +30,8 @@ from infra.settings import SetupError, settings
 
 SPLITS = ("train", "validation", "holdout")
 PAGE = 1000
-AS_JSON = ("messages", "tools", "expected", "logged", "rejected")
+BATCH = 64  # rows with log-probabilities: some MB
+AS_JSON = ("messages", "tools", "expected", "logged", "rejected", "logprobs")
 COLUMNS = {
     "interaction_id": "int64", "record": "string", "conversation": "string", "at": "string",
     **dict.fromkeys(AS_JSON, "string"), "origin": "string", "weight": "float64", "latency_ms": "float64",
@@ -53,14 +55,34 @@ class Dataset:
     report: dict[str, Any]
 
     def split(self, name: str) -> list[dict[str, Any]]:
-        """The rows of "train", "validation" or "holdout", in order of time (tasks/cases.py: `Case.row`)."""
+        """The rows of "train", "validation" or "holdout", in order of time (tasks/cases.py: `Case.row`).
+
+        All but their log-probabilities, which are a hundred times as long as the rest.
+        """
         import pyarrow.parquet  # type: ignore[import-untyped]
 
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(Path(self.path) / f"{name}.parquet").to_pylist()
+        wanted = [column for column in COLUMNS if column != "logprobs"]
+        table = pyarrow.parquet.read_table(Path(self.path) / f"{name}.parquet", columns=wanted)
+        rows: list[dict[str, Any]] = table.to_pylist()
         return [
             {key: json.loads(value) if key in AS_JSON and value is not None else value for key, value in row.items()}
             for row in rows
         ]
+
+    def logprobs(self, name: str) -> Iterator[list[Any] | None]:
+        """What the teacher thought of each token of `expected`, a row after the other, as `split` has them.
+
+        None for a row without (tasks/teachers/logprobs.py has the form, and what to make of it).
+        """
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(Path(self.path) / f"{name}.parquet") as file:
+            if "logprobs" not in file.schema_arrow.names:  # frozen before there were any
+                yield from itertools.repeat(None, file.metadata.num_rows)
+                return
+            for batch in file.iter_batches(BATCH, columns=["logprobs"]):
+                for value in batch.column(0):
+                    yield json.loads(value.as_py()) if value.is_valid else None
 
 
 def load(dataset_id: str) -> Dataset:

@@ -7,7 +7,7 @@ what people said is kept whole, for it is rare.
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -71,14 +71,17 @@ class Ledger:
         """Random numbers of the entries, the same in every database."""
         return np.frombuffer(self._lots, np.uint64)
 
-    def judged(self, has_teacher: bool, left_out: Counter[str]) -> tuple[NDArray[np.int64], dict[int, Judgement]]:
+    def judged(
+        self, asks: Callable[[bool, bool], bool], left_out: Counter[str]
+    ) -> tuple[NDArray[np.int64], dict[int, Judgement]]:
         """The usable entries, and what was said of them where anything was.
 
         Each request and answer counts once, the earliest; what was said of its copies is said of it. What was said of a
         conversation is said of its answer where it has just one.
 
         Args:
-            has_teacher: Whether students' answers can be replaced.
+            asks: Whether the teacher answers in the place of a logged answer, by whether a student gave that and
+                whether it could be imitated.
             left_out: Takes in how many were left out, by reason.
         """
         self._hear_conversations()
@@ -92,7 +95,7 @@ class Ledger:
             judgement = NOTHING
             if said := self.opinions.get(same):
                 judgement = judgements[entry] = judge(self.answers[same], said)
-            if reason := self._unusable(entry, judgement, has_teacher):
+            if reason := self._unusable(entry, judgement, asks):
                 left_out[reason] += 1
             else:
                 usable.append(entry)
@@ -105,16 +108,17 @@ class Ledger:
             if counts[conversation] == 1:
                 self.opinions.setdefault(same, []).extend(self.of_conversations[conversation])
 
-    def _unusable(self, entry: int, judgement: Judgement, has_teacher: bool) -> str:
+    def _unusable(self, entry: int, judgement: Judgement, asks: Callable[[bool, bool], bool]) -> str:
         if fault := FAULTS[self.faults[entry]]:
             return fault
-        if judgement.rule == "correction" or (self.student[entry] and has_teacher):
+        by_student, answered = bool(self.student[entry]), bool(self.answered[entry])
+        if judgement.rule == "correction" or asks(by_student, answered):
             return ""
-        if not self.answered[entry]:
+        if not answered:
             return "no usable answer"
         if judgement.rule == "objection":
             return "an answer that was objected to"
-        if self.student[entry] and judgement.rule != "praise":
+        if by_student and judgement.rule != "praise":
             return "a student's answer that nobody vouches for"
         return ""
 

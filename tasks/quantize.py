@@ -94,7 +94,7 @@ def _write_artifact(
     import quant
     from infra.engines.chat import load_tokenizer
     from tasks.curate import load
-    from tasks.teachers.local import load_model
+    from tasks.teachers.hf import load_model
     from tasks.training.examples import calibration
 
     torch.set_num_threads(settings().cores)

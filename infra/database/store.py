@@ -95,7 +95,16 @@ def redacted(row: Row, redact: Redactor) -> Row:
         return row if value is row.value else row._replace(value=value)
     said = {"client": row.client, "conversation": row.conversation, "request": row.request, "response": row.response}
     left = redact.value(said)
-    return row if left is said else row._replace(**left)
+    return row if left is said else row._replace(**{**left, "response": _unspelled(row.response, left["response"])})
+
+
+def _unspelled(said: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:
+    """A redacted response without the log-probabilities that spell out, token by token, what was redacted in it."""
+    choices = [
+        {name: value for name, value in after.items() if name != "logprobs" or after["message"] == before["message"]}
+        for before, after in zip(said.get("choices") or (), left.get("choices") or (), strict=True)
+    ]
+    return {**left, "choices": choices} if choices else left
 
 
 def _digest(entry: Found) -> str:

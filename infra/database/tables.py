@@ -153,6 +153,25 @@ class Forgotten(Base):
     created: Mapped[Created]
 
 
+class TeacherAnswer(Base):
+    """What a teacher answered to a request (`tasks/teachers/cache.py`). The id hashes teacher and request as sent.
+
+    `interaction_id` is the interaction it was asked for: the answer goes when that is erased. `logprobs` is in the form
+    of `tasks/teachers/logprobs.py`.
+    """
+
+    __tablename__ = "teacher_answer"
+
+    id: Mapped[Digest]
+    interaction_id: Mapped[int] = mapped_column(ForeignKey("interaction.id"), index=True)
+    message: Mapped[Payload]
+    finish_reason: Mapped[str | None]
+    logprobs: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
+    prompt_tokens: Mapped[int | None]
+    completion_tokens: Mapped[int | None]
+    created: Mapped[Created]
+
+
 class Dataset(Produced, Base):
     """A frozen train/validation/holdout split. Its id is the hash of its rows and spec; `path` holds the Parquet."""
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.frozen import Dataset
-    from tasks.teachers.local import LocalTeacher
+    from tasks.teachers.hf import LocalTeacher
 
 Progress = Callable[[int, int, str], None]
 

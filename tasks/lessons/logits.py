@@ -96,7 +96,7 @@ class Logits:
 def known_pieces(desk: Desk, theirs: Any) -> dict[int, Pieces]:
     """How likely the local teacher, whose tokenizer is `theirs`, holds the pieces of text that it shares with us."""
     from tasks.lessons.reading import UNREAD, as_the_teacher_reads, said
-    from tasks.teachers.local import of_the_answer
+    from tasks.teachers.hf import of_the_answer
 
     wanted = [e for e in desk.examples if e.follow]
     read = as_the_teacher_reads(desk, theirs)

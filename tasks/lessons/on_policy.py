@@ -59,7 +59,7 @@ class OnPolicy:
 
         from infra.engines.chat import load_tokenizer
         from tasks.lessons.reading import as_the_teacher_reads
-        from tasks.teachers.local import load_model
+        from tasks.teachers.hf import load_model
 
         if desk.teacher is None:
             raise SetupError(

@@ -17,13 +17,13 @@ from tasks.training.examples import Example, encode
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.teachers.local import Keep
+    from tasks.teachers.hf import Opinion
 
 
 def as_the_teacher_reads(desk: Desk, tokenizer: Any) -> dict[int, Example]:
     """The rows in the teacher's tokens, by number; without those that it cannot read: `UNREAD` says why."""
     from infra.prefix import Prefix
-    from tasks.teachers.local import manifest_of
+    from tasks.teachers.hf import manifest_of
 
     assert desk.teacher is not None
     baked = Prefix.from_json(manifest_of(desk.teacher.path).get("prefix"))
@@ -48,7 +48,7 @@ def as_the_teacher_reads(desk: Desk, tokenizer: Any) -> dict[int, Example]:
 UNREAD = "the teacher has another prefix baked in, or the request is longer than its context"
 
 
-def said(desk: Desk, asked: Sequence[Example], what: str, keep: "Keep") -> list[tuple["Tensor", ...]]:
+def said(desk: Desk, asked: Sequence[Example], what: str, keep: "Opinion") -> list[tuple["Tensor", ...]]:
     """What `keep` keeps of the teacher's distribution at each answer position of sequences in its tokens.
 
     Computed once: `what` names it in the file beside the dataset.
@@ -56,7 +56,7 @@ def said(desk: Desk, asked: Sequence[Example], what: str, keep: "Keep") -> list[
     import torch
     from safetensors.torch import load_file, save_file
 
-    from tasks.teachers.local import model_fingerprint
+    from tasks.teachers.hf import model_fingerprint
 
     assert desk.teacher is not None
     digest = hashlib.sha256(json.dumps([(e.prompt, e.ids) for e in asked]).encode()).hexdigest()

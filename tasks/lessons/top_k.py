@@ -46,7 +46,7 @@ def asked(desk: Desk, wanted: Sequence[Example], k: int, theirs: Any) -> tuple[T
     import torch
 
     from tasks.lessons.reading import UNREAD, as_the_teacher_reads, said
-    from tasks.teachers.local import likeliest
+    from tasks.teachers.hf import likeliest
 
     read, ask, why = as_the_teacher_reads(desk, theirs), [], Counter[str]()
     for e in wanted:

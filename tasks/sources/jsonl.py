@@ -1,5 +1,7 @@
 """Log files of JSON lines: a line is a record (see `infra/database/records.py`), a blank line is none.
 
+A call whose `response` is null is unlabelled traffic, which a teacher may answer (`tasks/relabel.py`).
+
 Also read is what OpenAI's platform gives back (`tasks/sources/openai.py`) and streamed answers, a chunk a line
 (`tasks/sources/streams.py`). Where these lack their requests, the other files of the run are looked through for them
 (`tasks/sources/apart.py`): the input of a batch is read together with its output.
@@ -78,7 +80,7 @@ class JSONL(Files):
         try:
             record = loads(raw)
             if not isinstance(record, dict) or ("request" in record and "response" in record):
-                yield self._parsed(raw, record, at)
+                yield self._parsed(raw, labelled(record), at)
             elif chunk_in(record) is not None:
                 yield from self._streamed(raw, at, requests, file)
             elif is_page(record):
@@ -105,6 +107,16 @@ class JSONL(Files):
             return Parsed(raw, parse(record, source=self.name, at=at, workload=self.workload))
         except Rejected as problem:
             return Parsed(raw, None, str(problem))
+
+
+def labelled(record: Any) -> Any:
+    """A call whose response is said to be null as one that failed: traffic that only a teacher can label.
+
+    A call that does not mention a response is none: its answer may come on a line of its own, under the same id.
+    """
+    if not isinstance(record, dict) or record["response"] is not None or "expected" in record:
+        return record
+    return {**record, "response": {"error": {"type": "unlabelled", "message": "the log has no response"}}}
 
 
 def _is_batch_input(file: Path) -> bool:

@@ -16,7 +16,7 @@ from infra.settings import SetupError, settings
 from tasks.lessons import Learn, Logits
 from tasks.lessons.lesson import Desk, Progress
 from tasks.teachers import LocalTeacher, teacher_for
-from tasks.teachers.local import load_model, model_fingerprint
+from tasks.teachers.hf import load_model, model_fingerprint
 
 if TYPE_CHECKING:
     from tasks.frozen import Dataset

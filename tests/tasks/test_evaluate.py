@@ -46,7 +46,7 @@ def frozen(expected: list[dict[str, Any]], prefix: Prefix | None = PREFIX) -> st
             request = {"model": "gpt-x", "messages": messages, "tools": tools, "stream": True, "stream_options": {}}
             made = Interaction(
                 source="test", external_id=uuid4().hex, workload="shop", conversation=f"c{i}", at=datetime.now(UTC),
-                request=request, response={},
+                request=request, response={"choices": [{"message": answer}]} if answer else {},
             )  # fmt: skip
             db.add(made)
             db.flush()
@@ -57,7 +57,7 @@ def frozen(expected: list[dict[str, Any]], prefix: Prefix | None = PREFIX) -> st
                     "messages": messages[1:] if prefix else messages, "tools": None if prefix else tools,
                     "expected": corrected or answer, "logged": answer, "rejected": None, "weight": 1.0,
                     "origin": "correction" if corrected else "logged", "latency_ms": 100.0 + i, "prompt_tokens": None,
-                    "completion_tokens": None,
+                    "completion_tokens": None, "logprobs": None,
                 }
             )  # fmt: skip
     result = freeze("shop", [("holdout", row) for row in rows], prefix, {}, dict, None)

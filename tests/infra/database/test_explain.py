@@ -25,6 +25,7 @@ from infra.database.tables import (
     Quarantine,
     Scorecard,
     Student,
+    TeacherAnswer,
     Verdict,
     now,
 )
@@ -32,6 +33,7 @@ from tasks import retention
 from tasks.cases import Window
 from tasks.evaluate import candidates_of
 from tasks.ingest import workloads
+from tasks.teachers.cache import recall
 from tests.tasks.sources.test_jsonl import record
 
 MANY = 6000
@@ -94,6 +96,8 @@ def filled(database: str) -> str:
             {"dataset_id": name(n % 50), "interaction_id": number, "split": "train"} for n, number in enumerate(ids)
         ]
         db.execute(insert(DatasetItem), items)
+        answers = [{"id": name(n), "interaction_id": number, "message": {}} for n, number in enumerate(ids)]
+        db.execute(insert(TeacherAnswer), answers)
     with opened(database).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))
     return database
@@ -126,6 +130,7 @@ def lookups() -> dict[str, Callable[[], object]]:
         "into quarantine": keeping,
         "out of quarantine": releasing,
         "what goes of a workload": lambda: next(retention.interactions("w3", AT)),
+        "what a teacher has answered": lambda: recall([name(n) for n in range(10)]),
         "candidates": lambda: candidates_of(name(3)),
         "scorecards": lambda: reading(select(Scorecard).where(Scorecard.dataset_id == name(3))),
         "the newest dataset": lambda: reading(select(Dataset.id).where(Dataset.workload == "w3")),

@@ -15,7 +15,7 @@ from tasks.frozen import Dataset
 from tasks.lessons.lesson import Desk
 from tasks.lessons.reading import UNREAD, as_the_teacher_reads, said
 from tasks.lessons.top_k import CORRECTED, OTHERWISE, known_of
-from tasks.teachers.local import LocalTeacher, likeliest, load_model, of_the_answer
+from tasks.teachers.hf import LocalTeacher, likeliest, load_model, of_the_answer
 from tasks.training.examples import encode
 from tests.models import PREFIX
 

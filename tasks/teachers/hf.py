@@ -3,12 +3,15 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.settings import SetupError, settings
+from tasks.teachers.answers import Answer, Question, whole
+from tasks.teachers.cache import Keep, through
+from tasks.teachers.tally import Tally
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-Keep = Callable[["Tensor", "Tensor"], "tuple[Tensor, ...]"]
+Opinion = Callable[["Tensor", "Tensor"], "tuple[Tensor, ...]"]
 """(log-probabilities float32 [n, vocabulary], tokens that were written long [n]) → tensors [n, ...]"""
 
 
@@ -65,10 +68,16 @@ class LocalTeacher:
     """A Hugging Face causal LM on this machine."""
 
     path: str
+    tally: Tally = field(default_factory=Tally, repr=False, compare=False)
 
     @property
     def name(self) -> str:
         return Path(self.path).name
+
+    @property
+    def identity(self) -> str:
+        """What its scorecard is known by."""
+        return model_fingerprint(self.path)
 
     def artifact(self) -> Path:
         """A folder that an engine loads: the model as float16 GGUF where its architecture allows, else as it is."""
@@ -97,12 +106,23 @@ class LocalTeacher:
 
         return load(self.artifact())
 
-    def answer(self, requests: Sequence[dict[str, Any]], progress: Progress | None = None) -> list[dict[str, Any]]:
-        """One assistant message a request, in order, greedily.
+    def answer(self, questions: Sequence[Question], progress: Progress | None = None) -> list[Answer]:
+        """An answer a question, in order, greedily; from the database where it was asked before.
 
         Raises:
             SetupError: A request does not begin with the prefix that this teacher has baked in.
         """
+
+        def ask(bodies: Mapping[str, dict[str, Any]], keep: Keep) -> None:
+            answers = self._answers(list(bodies.values()), progress)
+            for answer in answers:
+                self.tally.add(answer)
+            keep(dict(zip(bodies, answers, strict=True)))
+
+        bodies = [whole(question.request) for question in questions]
+        return through(self.identity, questions, bodies, ask, self.tally, None)
+
+    def _answers(self, requests: Sequence[dict[str, Any]], progress: Progress | None) -> list[Answer]:
         engine = self.behind_gateway()
         try:
             read = [engine.strip(request) for request in requests]
@@ -111,9 +131,13 @@ class LocalTeacher:
                     f"teacher {self.name!r} knows only its own system prompt and tools, and {read.count(None)} of "
                     f"{len(read)} requests begin otherwise; set FLYWHEEL_TEACHER to a general model"
                 )
-            return [reply.message for reply in engine.chat([r for r in read if r], progress)]
+            replies = engine.chat([r for r in read if r], progress)
         finally:
             engine.close()
+        return [
+            Answer(r.message, r.finish_reason, prompt_tokens=r.prompt_tokens, completion_tokens=r.completion_tokens)
+            for r in replies
+        ]
 
     @property
     def context(self) -> int:
@@ -123,7 +147,7 @@ class LocalTeacher:
         return int(getattr(AutoConfig.from_pretrained(self.path), "max_position_embeddings", None) or 1 << 30)
 
     def read(
-        self, sequences: Sequence[tuple[list[int], int]], keep: Keep, progress: Progress | None = None
+        self, sequences: Sequence[tuple[list[int], int]], keep: Opinion, progress: Progress | None = None
     ) -> list[tuple["Tensor", ...]]:
         """What `keep` keeps of the teacher's distribution at each answer position.
 
@@ -160,7 +184,7 @@ class LocalTeacher:
         return [found[i] for i in range(len(sequences))]
 
 
-def likeliest(k: int) -> Keep:
+def likeliest(k: int) -> Opinion:
     """The k most likely tokens: their log-probabilities float16 [n, k] and ids int32 [n, k]."""
 
     def keep(logp: "Tensor", written: "Tensor") -> tuple["Tensor", ...]:
