@@ -21,7 +21,7 @@ from tasks.lessons.top_k import CORRECTED
 from tasks.quantize import CANDIDATES, CandidateSpec, fitting
 from tasks.release import GateSpec
 from tasks.sources import Source
-from tasks.students import Causal, Classifier
+from tasks.students import Causal, Classifier, StudentSpec
 from tasks.sweep import SweepSpec, table
 
 
@@ -57,7 +57,9 @@ def flywheel(
         ingest_stage(source)
     dataset = curate_stage(workload, curate)
     without = classify.unfit(dataset.get("answers", {}))
-    kinds = [(distill, sweep)] if without else [(distill, sweep), (classify, SweepSpec())]
+    kinds: list[tuple[StudentSpec, SweepSpec]] = [(distill, sweep)]
+    if not without:
+        kinds.append((classify, SweepSpec()))
     asked = [(spec, several) for spec, several in kinds if fitting(spec.name, candidates)]
     if not asked:
         raise SetupError(f"candidates are all in format onnx, and there is no classifier: {without}; give others")
@@ -97,7 +99,7 @@ def learned(result: dict[str, Any]) -> list[str]:
         lines.append(f"the teacher answered {use['asked']:,} requests for {use['cost_usd']:,.2f} USD")
     causal = students.get("causal", {})
     if unheard := [f"{reason} ({n:,})" for reason, n in causal.get("not_followed", {}).items() if reason != CORRECTED]:
-        lines.append(f"teacher's distribution followed in {causal['followed']:,}; not: {'; '.join(unheard)}")
+        lines.append(f"the teacher's distribution is followed in {causal['followed']:,}, not: {'; '.join(unheard)}")
     if "classifier" in students:
         made = students["classifier"]
         lines.append(f"classifier: {made['labels']:,} answers, {made['doubted']:,} rows left out as likely mistakes")

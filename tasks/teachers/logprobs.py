@@ -8,8 +8,8 @@ end with the token that ended the answer, which is left off.
 
 Distributions of another tokenizer are no lesson. `top_k_of` gives what a student can follow, or says why it cannot.
 What is missing of a whole distribution is the rest: the k tokens' probabilities sum to less than 1, and what the others
-have between them is one bucket (`divergences.py`). An alternative that the student has no token for stays in that
-bucket, and so does one that is spelled as another (byte pieces that an endpoint shows as U+FFFD). Where nothing is
+have between them is one bucket (`lessons/divergences.py`). An alternative that the student has no token for stays in
+that bucket, and so does one that is spelled as another (byte pieces that an endpoint shows as U+FFFD). Where nothing is
 known of a position (behind the text: the end of the answer), all of it is the bucket, and nothing is followed.
 
 Endpoints give the distribution of their own choice: vLLM's is that of the model before temperature and penalties

@@ -16,22 +16,22 @@ EXAMPLES = [Example([5 + (7 * n + i) % 40 for i in range(6 + n % 5)], 3, 1.0 + n
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=1)
 
 
-def small_base() -> Any:
+def small_base(vocabulary: int = 64) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
 
-def small_model(dora: bool = False) -> Any:
+def small_model(dora: bool = False, vocabulary: int = 64) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", use_dora=dora)
-    return get_peft_model(small_base(), config)
+    return get_peft_model(small_base(vocabulary), config)
 
 
 def learned_model(adapter: Any, work: Path) -> Any:
