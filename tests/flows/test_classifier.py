@@ -73,8 +73,8 @@ def turn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     with living_in(folder / "home", TEACHER="", THREADS="1", ENCODER=encoder):
         result: dict[str, Any] = flywheel.fn(  # without Prefect, which has tests of its own
             WORKLOAD, JSONL(paths=(str(folder / "log.jsonl"),)), CurateSpec(near_duplicate=1.0),
-            Causal(max_steps=1, learn=Imitation()), Classifier(epochs=4, batch_tokens=256), CANDIDATES,
-            gate=GateSpec(margin=0.2, min_holdout=10),
+            Causal(max_steps=1, learn=Imitation()), classify=Classifier(epochs=4, batch_tokens=256),
+            candidates=CANDIDATES, gate=GateSpec(margin=0.2, min_holdout=10),
         )  # fmt: skip
     return folder / "home", result
 
