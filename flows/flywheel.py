@@ -22,7 +22,7 @@ from tasks.quantize import CANDIDATES, CandidateSpec, fitting
 from tasks.release import GateSpec
 from tasks.sources import Source
 from tasks.students import Causal, Classifier
-from tasks.sweep import SweepSpec, table
+from tasks.sweep import SweepSpec, table, variants
 
 
 @flow(name="flywheel", flow_run_name="flywheel-{workload}", persist_result=True, result_serializer="json")
@@ -53,11 +53,14 @@ def flywheel(
         gate: What a candidate has to show before it serves.
     """
     require()
+    variants(distill, sweep)  # what is wrong with it is said before anything is done
     if source is not None:
         ingest_stage(source)
     dataset = curate_stage(workload, curate)
     without = classify.unfit(dataset.get("answers", {}))
-    kinds = [(distill, sweep)] if without else [(distill, sweep), (classify, SweepSpec())]
+    kinds: list[tuple[Causal | Classifier, SweepSpec]] = [(distill, sweep)]
+    if not without:
+        kinds.append((classify, SweepSpec()))
     asked = [(spec, several) for spec, several in kinds if fitting(spec.name, candidates)]
     if not asked:
         raise SetupError(f"candidates are all in format onnx, and there is no classifier: {without}; give others")

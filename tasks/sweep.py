@@ -63,8 +63,8 @@ def variants(spec: Causal | Classifier, sweep: SweepSpec) -> list[Variant]:
         if not values:
             raise SetupError(f"sweep.over {name!r} has no values; give one or more")
     found = []
-    for values in itertools.product(*over.values()):
-        options = dict(zip(over, values, strict=True))
+    for chosen in itertools.product(*over.values()):
+        options = dict(zip(over, chosen, strict=True))
         try:
             one = TypeAdapter(type(spec)).validate_python({**asdict(spec), **options})
         except ValidationError as problem:
