@@ -16,7 +16,7 @@ from tasks.sweep import SweepSpec
 distill_stage = stage(tasks.distill.distill)
 
 
-def trained(dataset_id: str, asked: Sequence[tuple[Any, SweepSpec]]) -> list[dict[str, Any]]:
+def trained(dataset_id: str, asked: Sequence[tuple[StudentSpec, SweepSpec]]) -> list[dict[str, Any]]:
     """The best student of each spec and its sweep; a sweep's table is left on the run's page."""
     tried = [tasks.sweep.variants(spec, sweep) for spec, sweep in asked]
     made = iter(distill_stage.each([(dataset_id, one) for some in tried for v in some for one in v.students]))

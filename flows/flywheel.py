@@ -22,7 +22,7 @@ from tasks.quantize import CANDIDATES, CandidateSpec, fitting
 from tasks.release import GateSpec
 from tasks.sources import Source
 from tasks.students import Causal, Classifier, StudentSpec
-from tasks.sweep import SweepSpec, table
+from tasks.sweep import SweepSpec, table, variants
 
 
 @flow(name="flywheel", flow_run_name="flywheel-{workload}", persist_result=True, result_serializer="json")
@@ -53,6 +53,7 @@ def flywheel(
         gate: What a candidate has to show before it serves.
     """
     require()
+    variants(distill, sweep)  # what is wrong with it is said before anything is done
     if source is not None:
         ingest_stage(source)
     dataset = curate_stage(workload, curate)
