@@ -104,13 +104,14 @@ def test_a_reader_goes_when_the_one_that_stores_is_killed(tmp_path: Path) -> Non
     with living_in(tmp_path / "home", TEACHER=""):
         storing = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "a.jsonl")],
-            cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE,
+            cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         with storing:
             assert storing.stdout is not None and storing.stdout.readline()
-            (reader,) = psutil.Process(storing.pid).children()
+            assert len(psutil.Process(storing.pid).children()) == 1
             storing.send_signal(signal.SIGKILL)
-        reader.wait(timeout=30)
+            errors = storing.communicate(timeout=60)[1]  # ends when both have
+        assert errors == b""
 
 
 def test_what_the_reader_cannot_read_is_said_here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,8 @@ def fill() -> None:
     """Three months of traffic, of the first a dataset, and some ids that another source has too."""
     put(*(record(n) for n in range(40)), thumb(3), thumb(4, -1))
     curate("w", SPEC)
-    put(*(record(n, at=n % 3 * MONTH) for n in range(40, 100)), *(thumb(n) for n in range(40, 60)), thumb(999))
+    put(*(record(n, at=n % 3 * MONTH) for n in range(40, 100)), thumb(999))
+    put(*(thumb(n, timestamp=1_775_000_000) for n in range(40, 60)))  # long after what they are about
     put({**thumb(1, -1, target="episode"), "record_id": "c45"})
     with session() as db:
         store(db, [parse(record(n, at=2 * MONTH), source="gateway", at=now()) for n in range(42, 50)])
