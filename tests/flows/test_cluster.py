@@ -105,12 +105,16 @@ class Nodes:
             "--head", "--port", str(port), "--temp-dir", str(folder), "--include-dashboard", "false",
             "--ray-client-server-port", str(free_port()),
         )  # fmt: skip
-        first = stack.enter_context(started(folder / "head.log", "ray", "start", *head, *small, **QUIET))
-        wait_until(lambda: listening(port), first)
-        command = ("ray", "start", "--address", self.address, *small)
-        self.second = stack.enter_context(started(folder / "second.log", *command, **QUIET))
-        for process, log in ((first, "head.log"), (self.second, "second.log")):
-            wait_until(lambda log=log: "Ray runtime started" in (folder / log).read_text(), process)  # type: ignore[misc]
+        self.node(stack, folder / "first.log", *head, *small)
+        self.second = self.node(stack, folder / "second.log", "--address", self.address, *small)
+
+    def node(self, stack: ExitStack, log: Path, *options: str) -> "subprocess.Popen[Any]":
+        # A raylet waits 15 seconds for its agents to choose ports, which is short on a busy machine: they are given.
+        agents = ("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent", "metrics-export")
+        ports = [word for agent in agents for word in (f"--{agent}-port", str(free_port()))]
+        process = stack.enter_context(started(log, "ray", "start", *options, *ports, **QUIET))
+        wait_until(lambda: "Ray runtime started" in log.read_text(), process)
+        return process
 
 
 @pytest.fixture
