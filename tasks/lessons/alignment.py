@@ -9,8 +9,10 @@ models share, and the divergence of those is the lesson: approximate likelihood 
     loss of a piece = D( {p(piece), 1 − p(piece)}, {q(piece), 1 − q(piece)} ),  on the piece's first token
 
 It says how sure the teacher is of what it wrote, and nothing of what else it might have written. Universal logit
-distillation (Boizard et al. 2024; TRL's GOLD with tokens merged) compares sorted probabilities, whatever tokens they
-belong to. FIGURES
+distillation (Boizard et al. 2024; TRL's GOLD, which merges tokens to positions) compares sorted probabilities, whatever
+tokens they belong to. At the shop, with a teacher of 723 of the seedling's 4,096 tokens, the validation loss after the
+first epoch was 0.194 with this lesson, 0.194 by imitation, and 0.225 with ULD at the places where both begin a token
+(its weight 1.5; one run each): no reason to follow a teacher across tokenizers before it is measured on one's own data.
 """
 
 from collections.abc import Sequence
