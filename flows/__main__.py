@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         said = str(problem)
         if "No space left on device" in said:  # OSError, or what safetensors and PyArrow make of it
             return complain(f"disk full: {said}; make room or set FLYWHEEL_HOME to another disk")
+        if said.startswith("Failed to reach API at"):  # Prefect's, whose cause is a page long
+            return complain(f"{said}: no Prefect server answers there; start `flywheel up`, or unset PREFECT_API_URL")
         if isinstance(problem, PermissionError):
             return complain(f"cannot write: {said}; set FLYWHEEL_HOME to a folder of yours")
         raise

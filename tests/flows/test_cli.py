@@ -79,6 +79,11 @@ def test_an_mlflow_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert gone in said and "FLYWHEEL_MLFLOW" in said
 
 
+def test_a_prefect_server_that_is_not_there_is_named(tmp_path: Path) -> None:
+    said = complaint(flywheel("run", "--workload", "x", home=tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api"))
+    assert "http://127.0.0.1:9/api" in said and "PREFECT_API_URL" in said
+
+
 def test_every_deployment_of_the_prefect_file_is_a_flow() -> None:
     deployments = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())["deployments"]
     for deployment in deployments:

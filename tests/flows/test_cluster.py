@@ -19,7 +19,7 @@ import pytest
 from safetensors import safe_open
 from sqlalchemy import select
 
-from flows.cluster import of_others
+from flows.cluster import of_others, require
 from infra.database.session import session
 from infra.database.tables import Student
 from infra.settings import SetupError
@@ -49,11 +49,13 @@ STUDENT = (
 
 
 def family(process: "subprocess.Popen[Any]") -> list[psutil.Process]:
-    """A process and all that descend from it."""
-    with suppress(psutil.NoSuchProcess):
-        first = psutil.Process(process.pid)
-        return [first, *first.children(recursive=True)]
-    return []
+    """All of a process's session, orphans too."""
+    found = []
+    for one in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(one.pid) == process.pid:
+                found.append(one)
+    return found
 
 
 def kill(process: "subprocess.Popen[Any]") -> None:
@@ -70,7 +72,7 @@ def started(log: Path, *command: str, **environment: str) -> Iterator["subproces
     with log.open("w") as said:
         process = subprocess.Popen(
             [str(Path(sys.executable).parent / command[0]), *command[1:]], cwd=ROOT, env={**kept, **environment},
-            stdout=said, stderr=said,
+            stdout=said, stderr=said, start_new_session=True,
         )  # fmt: skip
     try:
         yield process
@@ -181,7 +183,7 @@ def test_a_sweep_survives_a_node_and_trains_each_student_once(
     with answer.open("w") as said, log.open("w") as errors:
         driver = subprocess.Popen(
             [sys.executable, "-m", "flows", *command], cwd=ROOT, env=environment_of(home, **environment), stdout=said,
-            stderr=errors,
+            stderr=errors, start_new_session=True,
         )  # fmt: skip
     try:
         while (work := under_way(home / "students", nodes.second)) is None:
@@ -233,11 +235,21 @@ def test_what_ray_needs_is_said_in_a_line(tmp_path: Path) -> None:
     run = ("run", "--workload", "x")
     for environment, said in (
         ({"PYTHONPATH": str(hidden.parent)}, "pip install 'flywheel[ray]'"),
-        ({"FLYWHEEL_TORCHRUN": "--nproc-per-node 2", "PREFECT_API_URL": "http://127.0.0.1:9/api"}, "FLYWHEEL_TORCHRUN"),
         ({}, "PREFECT_API_URL"),
     ):
         told = complaint(flywheel(*run, home=tmp_path, FLYWHEEL_RAY="127.0.0.1:9", **environment))
         assert "FLYWHEEL_RAY" in told and said in told
+
+
+def test_ray_and_torchrun_at_once_are_refused(tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with (
+        living_in(tmp_path, RAY="127.0.0.1:9", TORCHRUN="--nproc-per-node 2"),
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        pytest.raises(SetupError, match="FLYWHEEL_TORCHRUN.*FLYWHEEL_RAY"),
+    ):
+        require()
 
 
 def test_sqlite_is_refused_beyond_one_machine(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_teacher_that_was_not_followed_is_said_with_the_reason() -> None:
     counts = {"feedback": {}, "prefix": None, "train": 9, "validation": 1, "holdout": 4}
     student = {"prompt_tokens_sent": 20, "prompt_tokens_read": 20, "followed": 6}
     for why, shown in (({CORRECTED: 3}, []), ({CORRECTED: 1, "other tokens": 2}, ["other tokens (2)"])):
-        said = learned({"dataset": counts, "student": {**student, "not_followed": why}})
+        said = learned({"dataset": counts, "students": {"causal": {**student, "not_followed": why}}})
         assert [line.split("not: ")[1] for line in said if "followed in 6" in line] == shown
 
 
