@@ -247,7 +247,7 @@ def test_ray_and_torchrun_at_once_are_refused(tmp_path: Path) -> None:
     with (
         living_in(tmp_path, RAY="127.0.0.1:9", TORCHRUN="--nproc-per-node 2"),
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
-        pytest.raises(SetupError, match="FLYWHEEL_TORCHRUN.*FLYWHEEL_RAY"),
+        pytest.raises(SetupError, match=r"FLYWHEEL_TORCHRUN.*FLYWHEEL_RAY"),
     ):
         require()
 
