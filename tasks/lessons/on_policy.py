@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,9 +27,6 @@ from tasks.lessons.lesson import Desk, Loss, Teach
 from tasks.lessons.logits import Logits
 from tasks.lessons.top_k import known_of
 from tasks.training.examples import Example, collate
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
