@@ -78,6 +78,17 @@ def test_it_sends_nothing_that_redaction_takes_away(
     assert len(written) > 100 and all(TOKEN.fullmatch(address) for address in written)
 
 
+def test_packages_that_lie_where_it_is_run_are_not_taken_for_ours(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "LARGE", 0)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "__init__.py").write_text("raise RuntimeError")
+    (tmp_path / "a.jsonl").write_bytes(text(1))
+    monkeypatch.chdir(tmp_path)
+    assert ingest(JSONL(("a.jsonl",)))["interactions"] == 1
+
+
 def test_a_reader_that_is_killed_is_one_line_and_the_ingest_goes_on_later(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
