@@ -9,10 +9,10 @@ iterations are done on the r × r matrices G and Q, and X is touched twice:
 
     U = a I + b G + c G²,   Q ← U Q,   G ← U G U;   at last Q X
 
-Matrices of one shape are one batch, in float32. On a CPU this is a fifth of the time of `torch.optim.Muon`, which
-does them one by one in bfloat16; the step was a quarter of training the seedling. Rates are in AdamW's measure
-(Liu et al. 2025, eq. 4). What is no matrix (DoRA's magnitudes) is stepped by Adam, and does not decay: that would pull
-it to zero, and the layer with it.
+Matrices of one shape are one batch, in float32. On one CPU thread the seedling's step takes a fifth of the time of
+`torch.optim.Muon`, which does them one by one in bfloat16: that was a quarter of training. Rates are in AdamW's
+measure (Liu et al. 2025, eq. 4). What is no matrix (DoRA's magnitudes) is stepped by Adam, and does not decay: that
+would pull it to zero, and the layer with it.
 """
 
 import math
