@@ -9,7 +9,7 @@
 --
 -- What it costs. A unique key of a partitioned table must have the column it is partitioned by, but an interaction is
 -- unique by (source, external id) whatever its time. So these keys are kept once more, in a table of their own, and a
--- look for an id looks into every partition. The foreign key of dataset_item becomes a trigger for the same reason.
+-- look for an id looks into every partition. Foreign keys to it become triggers for the same reason.
 -- Below some ten million rows leave it be: the plain table is faster to write, and steady traffic fills the room that
 -- `prune` made.
 --
@@ -28,7 +28,7 @@ SELECT set_config(
     ))::text,
     true
 );
-LOCK TABLE interaction, dataset_item IN ACCESS EXCLUSIVE MODE;
+LOCK TABLE interaction, dataset_item, teacher_answer IN ACCESS EXCLUSIVE MODE;
 
 -- -- Every key, whatever the month ------------------------------------------------------------------------------------
 
@@ -38,6 +38,7 @@ ALTER TABLE interaction_key ADD CONSTRAINT pk_interaction_key PRIMARY KEY (exter
 -- -- The table, and what is there as its first partition --------------------------------------------------------------
 
 ALTER TABLE dataset_item DROP CONSTRAINT fk_dataset_item_interaction_id_interaction;
+ALTER TABLE teacher_answer DROP CONSTRAINT fk_teacher_answer_interaction_id_interaction;
 ALTER TABLE interaction DROP CONSTRAINT uq_interaction_external_id_source, DROP CONSTRAINT pk_interaction;
 ALTER TABLE interaction RENAME TO interaction_before;
 ALTER INDEX ix_interaction_workload_at RENAME TO ix_interaction_before_workload_at;
@@ -72,8 +73,9 @@ CREATE TRIGGER stored AFTER INSERT ON interaction REFERENCING NEW TABLE AS fresh
 
 CREATE FUNCTION interaction_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS (SELECT FROM dataset_item WHERE interaction_id = ANY (ARRAY(SELECT id FROM gone))) THEN
-        RAISE foreign_key_violation USING MESSAGE = 'an interaction that a dataset has cannot be deleted';
+    IF EXISTS (SELECT FROM dataset_item WHERE interaction_id = ANY (ARRAY(SELECT id FROM gone)))
+        OR EXISTS (SELECT FROM teacher_answer WHERE interaction_id = ANY (ARRAY(SELECT id FROM gone))) THEN
+        RAISE foreign_key_violation USING MESSAGE = 'an interaction that a dataset or an answer has cannot be deleted';
     END IF;
     DELETE FROM interaction_key USING gone
         WHERE interaction_key.external_id = gone.external_id AND interaction_key.source = gone.source;
@@ -82,19 +84,19 @@ END $$;
 CREATE TRIGGER deleted AFTER DELETE ON interaction REFERENCING OLD TABLE AS gone
     FOR EACH STATEMENT EXECUTE FUNCTION interaction_deleted();
 
-CREATE FUNCTION dataset_item_stored() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION interaction_named() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     found bigint;
 BEGIN
     PERFORM FROM interaction WHERE id = ANY (ARRAY(SELECT interaction_id FROM fresh)) FOR KEY SHARE;
     GET DIAGNOSTICS found = ROW_COUNT;
     IF found < (SELECT count(DISTINCT interaction_id) FROM fresh) THEN
-        RAISE foreign_key_violation USING MESSAGE = 'an interaction of the dataset has been deleted';
+        RAISE foreign_key_violation USING MESSAGE = 'an interaction of the dataset, or of the answer, has been deleted';
     END IF;
     RETURN NULL;
 END $$;
 CREATE TRIGGER stored AFTER INSERT ON dataset_item REFERENCING NEW TABLE AS fresh
-    FOR EACH STATEMENT EXECUTE FUNCTION dataset_item_stored();
+    FOR EACH STATEMENT EXECUTE FUNCTION interaction_named();
 
 -- -- Months come and go -----------------------------------------------------------------------------------------------
 
@@ -139,7 +141,7 @@ BEGIN
     IF before > now() THEN
         RAISE invalid_parameter_value USING MESSAGE = format('before %s would drop months to come', before);
     END IF;
-    LOCK TABLE interaction, dataset_item IN SHARE ROW EXCLUSIVE MODE;
+    LOCK TABLE interaction, dataset_item, teacher_answer IN SHARE ROW EXCLUSIVE MODE;
     FOR old IN SELECT name FROM interaction_partition WHERE until <= before ORDER BY until LOOP
         EXECUTE format('ALTER TABLE interaction DETACH PARTITION %I', old);
         EXECUTE format(
@@ -153,6 +155,11 @@ BEGIN
         EXECUTE format(
             'DELETE FROM feedback USING %I AS old WHERE record_id = old.external_id '
             'AND NOT EXISTS (SELECT FROM interaction WHERE interaction.external_id = record_id)',
+            old
+        );
+        EXECUTE format(
+            'DELETE FROM teacher_answer USING %I AS old WHERE interaction_id = old.id '
+            'AND NOT EXISTS (SELECT FROM interaction WHERE interaction.id = interaction_id)',
             old
         );
         EXECUTE format('DROP TABLE %I', old);
