@@ -4,6 +4,9 @@ A batch is written by the driver alone (SQLite's `executemany`, PostgreSQL's `CO
 rows by SQLAlchemy, it took five times as long. What is there already is looked up first. Two writers that bring the
 same row at once meet at the unique index: on SQLite the second has waited for the first from its beginning; on
 PostgreSQL its `COPY` waits, fails, is undone, and looks again.
+
+On PostgreSQL the first look is among the rows of the batch's time: where months have partitions (`partitions.sql`), it
+is into one or two of them. What is there under another time meets the unique index as well.
 """
 
 import hashlib
@@ -140,8 +143,9 @@ def _insert(db: Session, table: Table, rows: Mapping[Key, Row]) -> dict[Key, str
     """Insert the rows whose keys are not there; the others' keys and digests."""
     from psycopg.errors import UniqueViolation
 
+    near = db.get_bind().dialect.name == "postgresql"
     while True:
-        before = _present(db, table, rows)
+        before = _present(db, table, rows, near)
         # In one order everywhere: two ingests at once would otherwise wait for each other's rows.
         new = [rows[key] for key in sorted(rows.keys() - before.keys())]
         if not new:
@@ -150,20 +154,23 @@ def _insert(db: Session, table: Table, rows: Mapping[Key, Row]) -> dict[Key, str
             with db.begin_nested():
                 _write(db, table, new)
             return before
-        except UniqueViolation:  # another writer has brought one of them and committed it
-            continue
+        except UniqueViolation:  # one is there under another time, or another writer has brought and committed it
+            near = False
 
 
-def _present(db: Session, table: Table, keys: Mapping[Key, Row]) -> dict[Key, str]:
-    """The digests of the rows that are there."""
+def _present(db: Session, table: Table, rows: Mapping[Key, Row], near: bool) -> dict[Key, str]:
+    """The digests of the rows that are there; `near`: within the time of these."""
     found: dict[Key, str] = {}
     ids: dict[str, list[str]] = {}
-    for source, external_id in keys:
+    for source, external_id in rows:
         ids.setdefault(source, []).append(external_id)
     wanted = select(table.c.external_id, table.c.digest)
+    if near and rows:
+        times = [row.at for row in rows.values()]
+        wanted = wanted.where(table.c.at.between(min(times), max(times)))
     for source, mine in ids.items():
-        rows = db.execute(wanted.where(table.c.source == source, among(db, table.c.external_id, mine)))
-        found |= {(source, external_id): digest for external_id, digest in rows}
+        there = db.execute(wanted.where(table.c.source == source, among(db, table.c.external_id, mine)))
+        found |= {(source, external_id): digest for external_id, digest in there}
     return found
 
 

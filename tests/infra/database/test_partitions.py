@@ -1,6 +1,7 @@
 """Partitions by month, as infra/database/partitions.sql makes them: all that holds of the table holds of them."""
 
 import inspect
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -144,15 +145,22 @@ def test_without_a_first_month_nothing_is_copied(plain: str) -> None:
     assert partitions() == {"interaction_before": 30, f"interaction_{month:%Y_%m}": 1}
 
 
-def test_curation_reads_the_months_of_its_window_only(partitioned: str) -> None:
+def looked_through(url: str, statement: str, values: Any) -> set[str]:
+    """The partitions that a statement looks into, by PostgreSQL's word."""
+    with opened(url).connect() as connection:
+        plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", values))
+    return set(re.findall(r" on (interaction_\w+)", plan)) & set(run("SELECT name::text FROM interaction_partition"))
+
+
+def test_curation_and_ingest_look_into_the_months_they_are_about(partitioned: str) -> None:
     put(*(record(n, at=n % 6 * MONTH) for n in range(60)))
     with statements(partitioned) as sent:
         list(Window.latest("w", 15).pages())
-    (statement, values) = next(each for each in sent if "interaction.request" in each[0])
-    with opened(partitioned).connect() as connection:
-        plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", values))
-    named = {name for name in partitions() if f" {name} " in plan}
-    assert named == {"interaction_2025_12", "interaction_2026_01"} and "interaction_before" not in plan
+        put(record(70, at=2 * MONTH), record(71, at=2 * MONTH))
+    page = next(each for each in sent if "interaction.request" in each[0])
+    assert looked_through(partitioned, *page) == {"interaction_2025_12", "interaction_2026_01"}
+    known = next(each for each in sent if "interaction.digest" in each[0])
+    assert looked_through(partitioned, *known) == {"interaction_2025_10"}
 
 
 def fill() -> None:

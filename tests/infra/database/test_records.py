@@ -1,6 +1,6 @@
 """Records become rows, and rows are stored once, in SQLite and in PostgreSQL."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -154,6 +154,23 @@ def test_each_row_is_stored_once_and_a_taken_id_is_told(database: str) -> None:
         assert db.scalar(select(func.count()).select_from(Interaction)) == 2
         assert db.scalar(select(func.count()).select_from(Feedback)) == 1
         assert db.scalars(select(Interaction).where(Interaction.external_id == "2")).one().request == other.request
+
+
+def test_a_row_is_known_again_whatever_its_time(database: str) -> None:
+    """As of records without one, whose time is that of their file."""
+    there = [
+        read(id="1"),
+        read(id="2"),
+        feedback({"record_id": "1", "kind": "thumb", "value": 1}, source="jsonl", at=AT),
+    ]
+    with session() as db:
+        store(db, there)
+    later = [row._replace(at=row.at + timedelta(days=40)) for row in [*there, read(id="3")]]
+    taken = read(id="2", text="quite another")._replace(at=AT - timedelta(days=40))
+    with session() as db:
+        assert store(db, [*later, taken]) == ["duplicate", "duplicate", "duplicate", "stored", "conflict"]
+        assert store(db, [*later, taken]) == ["duplicate"] * 4 + ["conflict"]
+        assert sorted(db.scalars(select(Interaction.external_id))) == ["1", "2", "3"]
 
 
 def test_awkward_text_comes_back_as_it_was(database: str) -> None:
