@@ -4,21 +4,23 @@
 --     psql "$FLYWHEEL_DATABASE" -c "SELECT interaction_months()"                            each month, from cron
 --     psql "$FLYWHEEL_DATABASE" -c "SELECT interaction_drop('2026-01-01')"                  then `flywheel prune`
 --
--- What it is for. `prune` deletes row by row, and PostgreSQL gives the room to new rows, not to the disk. A partition is
--- dropped whole, and its room is the disk's at once. Curation reads the months of its window only.
+-- What it is for. `prune` deletes row by row, and PostgreSQL gives the room to new rows, not to the disk. A partition
+-- is dropped whole, and its room is the disk's at once. Of 300,000 interactions of ten months, five months went in 2
+-- and 7 seconds instead of 15 (two runs, on a busy machine), and with them half of the bytes, of which `prune` gave
+-- none back. Curation and ingest look into the months they are about; ingest was as fast as before.
 --
 -- What it costs. A unique key of a partitioned table must have the column it is partitioned by, but an interaction is
--- unique by (source, external id) whatever its time. So these keys are kept once more, in a table of their own, and a
--- look for an id looks into every partition. Foreign keys to it become triggers for the same reason.
--- Below some ten million rows leave it be: the plain table is faster to write, and steady traffic fills the room that
--- `prune` made.
+-- unique by (source, external id) whatever its time. So these keys are kept once more, in a table of their own: a
+-- tenth more bytes. Foreign keys to it become triggers for the same reason. A search for an id whose
+-- time nobody knows goes through every partition. Below some ten million rows leave it be: steady traffic fills the
+-- room that `prune` made.
 --
 -- It runs in one transaction, in which nobody else reads or writes. What is there becomes the first partition,
--- `interaction_before`, up to the end of this month, and is not copied; three indexes are built. With
--- PGOPTIONS="-c flywheel.first_month=2026-01-01" before the command, months have partitions of their own from then on, and
--- what is there of them is copied. Months are those of UTC. What is of no month that has a partition yet goes to
--- `interaction_other`, and from there to its month when `interaction_months` makes it. Later versions of Flywheel migrate
--- the partitions as they would the table.
+-- `interaction_before`, up to the end of this month, and is not copied; three indexes are built. Months (UTC) after
+-- that have partitions of their own. PGOPTIONS="-c flywheel.first_month=2026-01-01" before the command says from when
+-- on they have; what is there of them is copied then. What is of no month that has a partition yet goes to
+-- `interaction_other`, and from there to its month when `interaction_months` makes it. Later migrations that add
+-- columns or indexes add them to partitions as well.
 
 SET LOCAL timezone = 'UTC';
 SELECT set_config(
@@ -132,7 +134,8 @@ BEGIN
 END $$;
 
 -- Drop the months that are over before a day, but for what datasets were made of, which moves to `interaction_other`,
--- and delete what was said of the rest. `flywheel prune` of the same day does what else is to be done.
+-- and delete what was said of the rest. `flywheel prune` of the same day does what else is to be done. Nobody reads or
+-- writes meanwhile.
 CREATE FUNCTION interaction_drop(before date) RETURNS SETOF text
     LANGUAGE plpgsql SET timezone = 'UTC' AS $$
 DECLARE

@@ -1,7 +1,9 @@
 """Partitions by month, as infra/database/partitions.sql makes them: all that holds of the table holds of them."""
 
 import inspect
+import os
 import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -26,6 +28,7 @@ from tests.infra.database.test_explain import statements
 from tests.tasks import test_curate, test_faults, test_forget, test_ingest, test_retention
 from tests.tasks.test_curate import SPEC, put, record, thumb
 from tests.tasks.test_faults import state
+from tests.tasks.test_ingest import ROOT
 from tests.tasks.test_retention import left
 
 SCRIPT = Path(infra.database.__path__[0]) / "partitions.sql"
@@ -143,6 +146,29 @@ def test_without_a_first_month_nothing_is_copied(plain: str) -> None:
     month = (now().replace(day=1) + timedelta(days=32)).replace(day=5)
     put(record(40, timestamp=month.timestamp()))
     assert partitions() == {"interaction_before": 30, f"interaction_{month:%Y_%m}": 1}
+
+
+def test_the_commands_that_it_gives_work_as_they_stand(plain: str) -> None:
+    put(*(record(n, at=n % 3 * MONTH) for n in range(30)))
+    commands = [line[2:].strip() for line in SCRIPT.read_text().splitlines() if line.startswith("--     psql")]
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"))
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "FLYWHEEL_DATABASE": plain}
+    environment["PGOPTIONS"] = "-c flywheel.first_month=2025-09-01"
+    for command in commands:
+        told = re.sub(r"  +\w.*", "", command)  # what stands beside it
+        done = subprocess.run(told, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), told
+    assert len(commands) == 3 and partitions() == {}
+
+
+def test_columns_and_indexes_are_added_to_partitions_as_well(partitioned: str) -> None:
+    put(record(1))
+    run("ALTER TABLE interaction ADD COLUMN mood varchar DEFAULT 'calm' NOT NULL")
+    run("CREATE INDEX ix_interaction_mood ON interaction (mood)")
+    assert run("SELECT interaction_months(12)")
+    put(record(2, timestamp=(now() + timedelta(days=300)).timestamp()), record(3))
+    assert run("SELECT mood FROM interaction") == ["calm"] * 3
+    assert run("SELECT interaction_drop('2025-09-01')") and len(left(Interaction.id)) == 1
 
 
 def looked_through(url: str, statement: str, values: Any) -> set[str]:
