@@ -128,6 +128,11 @@ def test_a_number_beside_a_pseudonym_is_found(number: str, apart: str) -> None:
     assert ALL.text(new + apart + real) == new + apart + ALL.text(real)
 
 
+def test_pseudonyms_side_by_side_stay() -> None:
+    first, second = ALL.text("call me at 491701234567"), ALL.text("0170 1234568")
+    assert ALL.text("call me at 491701234567 / 0170 1234568") == f"{first} / {second}"
+
+
 def test_a_short_number_has_as_many_pseudonyms_as_is_said() -> None:
     for digits, said in ((5, 10), (7, 1000), (9, 100_000)):
         numbers = map(str, range(10**digits // 2, 10**digits // 2 + 8000))

@@ -210,6 +210,10 @@ def test_what_a_word_gives_away_is_replaced_in_all_of_the_record() -> None:
     assert is_pseudonym("key", learned["password"], "horse7")
 
 
+def test_a_number_keeps_its_script() -> None:
+    assert re.fullmatch(r"\+٩٦٦ ٠٠ ٠[٠-٩]{2} [٠-٩]{4}", ALL.text("+٩٦٦ ٥٠ ١٢٣ ٤٥٦٧"))
+
+
 def test_what_was_learned_in_one_place_is_written_as_each_other_place_groups_it() -> None:
     said = ["mobile: 3334445556", "333-444-5556", "0333 444 5556", "(333) 4445556 or 333/444/5556", "333 444 5557"]
     redacted = ALL.value(said)
