@@ -8,8 +8,9 @@ has any, a GPU. The settings of this process travel with the calls, secrets apar
 import logging
 import os
 import platform
+import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ def fan_out(task: "Task[..., dict[str, Any]]", calls: Sequence[tuple[Any, ...]])
     from prefect_ray.context import remote_options
 
     with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells of dead nodes on standard output, where results go
         runner = connected(stack)
         stack.enter_context(remote_options(**share()))
         futures = [runner.submit(task, get_call_parameters(task.fn, args, {})) for args in calls]
