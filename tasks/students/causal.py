@@ -24,6 +24,8 @@ from tasks.teachers.hf import load_model, model_fingerprint
 
 if TYPE_CHECKING:
     from tasks.frozen import Dataset
+    from tasks.training.examples import Example
+    from tasks.training.mentions import Vary
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Causal:
     hard: Annotated[
         float, Field(ge=1, description="How often to draw, after an epoch, what the student gets wrong; 1: as the rest")
     ] = 1.0
+    mentions: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of the argument values quoted from a question that each epoch replaces"),
+    ] = 0.0
     max_length: Annotated[int, Field(ge=16, description="Longer examples, in tokens, are left out and counted")] = 1024
     checkpoint_steps: Annotated[int, Field(ge=1, description="Steps between checkpoints")] = 50
     seed: Annotated[int, Field(description="Of the order of the batches and a fresh adapter's weights")] = 0
@@ -137,13 +143,23 @@ class Causal:
         with processes.main_process_first():  # what it writes, the others read
             teach, adapted = self.learn.prepare(desk), self.adapted(dataset, work)
         trainer = Trainer(adapted.to(processes.device), self, work, teach, processes)
-        trainer.run(train, validation, progress)
+        trainer.run(train, validation, progress, self.vary(rows, train, tokenizer))
         return {
             **prompt_tokens(tokenizer, dataset, rows), "base": self.path, "examples": len(train),
             "too_long": len(rows) - len(train), "steps": trainer.step, "history": trainer.history,
             **desk.report, "processes": processes.num_processes,
             "max_tokens": 2 * max(len(e.ids) - e.prompt for e in train),
         }  # fmt: skip
+
+    def vary(self, rows: list[dict[str, Any]], train: "list[Example]", tokenizer: Any) -> "Vary | None":
+        """What each epoch sees of the training rows, where it differs."""
+        from tasks.training.examples import encode
+        from tasks.training.mentions import Mentions, varying
+
+        if not self.mentions:
+            return None
+        found = Mentions(rows, self.mentions, self.seed)
+        return varying(found, train, lambda varied: encode(tokenizer, varied, self.max_length))
 
     def validated(self, adapted: Any, dataset: "Dataset", tokenizer: Any) -> float:
         """The loss of imitation on the validation rows, in nats a token."""

@@ -61,8 +61,9 @@ class ClassifierTrainer:
     """One model, one optimizer.
 
     Attributes:
-        history: The validation loss (of labels that are not smoothed) and the share of right answers after each epoch,
-            first those of the probe.
+        history: The validation loss and the share of right answers after each epoch, first those of the probe. The
+            loss is of labels that are not smoothed and at the best temperature, as it will be when calibrated;
+            without, smoothed labels alone make an epoch worse than the probe, and it was kept.
     """
 
     def __init__(self, model: Classifying, spec: "Classifier", work: Path, reader: Reader) -> None:
@@ -100,7 +101,7 @@ class ClassifierTrainer:
     def run(self, train: Sequence[Text], validation: Sequence[Text], progress: Progress | None) -> None:
         """Train from the last checkpoint, if there is one; afterwards the model holds the best epoch's weights."""
         spec = self.spec
-        epochs = plan(train, spec.batch_tokens, spec.seed, spec.epochs, max_steps=0, packed=False)
+        epochs = plan(lambda _: train, spec.batch_tokens, spec.seed, spec.epochs, max_steps=0, packed=False)
         total, done = sum(map(len, epochs)), 0
         self.restore()
         if not self.history:
@@ -140,7 +141,7 @@ class ClassifierTrainer:
     def remember(self, epoch: int, validation: Sequence[Text]) -> None:
         """Note the results of an epoch; keep its weights if they are the best so far."""
         logits, labels = self.logits(validation), torch.tensor([text.label for text in validation])
-        loss = functional.cross_entropy(logits, labels).item()
+        loss = functional.cross_entropy(logits / temperature(logits, labels), labels).item()
         right = (logits.argmax(-1) == labels).float().mean().item()
         self.history.append({"epoch": epoch, "validation_loss": round(loss, 5), "right": round(right, 4)})
         if loss < self.best:

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -125,12 +125,16 @@ def side_by_side(examples: Sequence[T], size: int) -> list[list[T]]:
 
 
 def plan(
-    examples: Sequence[T], batch_tokens: int, seed: int, epochs: int, max_steps: int, packed: bool = True
+    seen: Callable[[int], Sequence[T]], batch_tokens: int, seed: int, epochs: int, max_steps: int, packed: bool = True
 ) -> list[list[list[T]]]:
-    """The batches of each epoch, cut off after `max_steps` in all; 0 is no limit."""
+    """The batches of each epoch, cut off after `max_steps` in all; 0 is no limit.
+
+    Args:
+        seen: Epoch → the examples that it sees.
+    """
     planned, left = [], max_steps or math.inf
     for epoch in range(epochs):
-        groups = schedule(examples, batch_tokens, seed, epoch, packed)
+        groups = schedule(seen(epoch), batch_tokens, seed, epoch, packed)
         planned.append(groups[: int(min(left, len(groups)))])
         left -= len(groups)
         if left <= 0:

@@ -25,6 +25,7 @@ from tasks.lessons.imitation import imitate
 from tasks.lessons.lesson import Loss, Teach
 from tasks.training.examples import Example, plan, schedule, share
 from tasks.training.hard import redrawn, unlearned
+from tasks.training.mentions import Vary
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -100,17 +101,28 @@ class Trainer:
         self.add_up(whole)
         return whole.mean.item()
 
-    def run(self, train: Sequence[Example], validation: Sequence[Example], progress: Progress | None) -> None:
-        """Train from the last checkpoint, if there is one; afterwards the model holds the best epoch's adapter."""
+    def run(
+        self,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        progress: Progress | None,
+        vary: Vary | None = None,
+    ) -> None:
+        """Train from the last checkpoint, if there is one; afterwards the model holds the best epoch's adapter.
+
+        Args:
+            vary: Epoch → the training examples as it sees them, where that is not `train` every time.
+        """
         spec = self.spec
-        epochs = plan(train, spec.batch_tokens, spec.seed, spec.epochs, spec.max_steps, self.packed)
+        seen = vary or (lambda _: train)
+        epochs = plan(seen, spec.batch_tokens, spec.seed, spec.epochs, spec.max_steps, self.packed)
         total, done = sum(map(len, epochs)), 0
         self.restore()
         self.model.train()
         for epoch, groups in enumerate(epochs):
             if self.hard:
                 groups = redrawn(
-                    train, self.hard, spec.hard, spec.batch_tokens, spec.seed, epoch, len(groups), self.packed
+                    seen(epoch), self.hard, spec.hard, spec.batch_tokens, spec.seed, epoch, len(groups), self.packed
                 )
             for group in groups:
                 done += 1

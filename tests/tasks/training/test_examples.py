@@ -53,10 +53,10 @@ def test_batches_are_full_and_the_epochs_differ() -> None:
 
 
 def test_max_steps_ends_training_in_the_middle_of_an_epoch() -> None:
-    whole = plan(EXAMPLES, 64, 0, epochs=3, max_steps=0)
+    whole = plan(lambda _: EXAMPLES, 64, 0, epochs=3, max_steps=0)
     sizes = [len(groups) for groups in whole]
     assert len(sizes) == 3
-    cut = plan(EXAMPLES, 64, 0, epochs=3, max_steps=sizes[0] + 1)
+    cut = plan(lambda _: EXAMPLES, 64, 0, epochs=3, max_steps=sizes[0] + 1)
     assert [len(groups) for groups in cut] == [sizes[0], 1]
     assert cut[0] == whole[0]
 

@@ -1,0 +1,146 @@
+"""Mentions replaced: argument values that a question says word for word become others, in question and call alike.
+
+A small student learns the few hundred names of its traffic by heart, and not to copy the next one. So each epoch may
+see other names: a value of the same argument of the same function from another row, or words of other questions, which
+no one has ever heard in this place. After "mention replacement" and "label-wise token replacement" in X. Dai and H.
+Adel, An Analysis of Simple Data Augmentation for Named Entity Recognition, 2020 (arXiv 2010.11683, section 3).
+
+A value is a mention where it stands once in the conversation, in a message of the user's, between word boundaries. A
+row is varied only if each value of its calls is one, so that no value is left behind that followed from another (a code
+from a city's name); nested arguments are left as they are. A varied row is imitated: the teacher never saw it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from random import Random
+from typing import Any, NamedTuple
+
+from tasks.training.examples import Example
+
+UNHEARD = 0.15  # of the replaced mentions become words of other questions
+WORD = re.compile(r"\w+")
+Row = dict[str, Any]
+Slot = tuple[str, str]
+
+
+class Mention(NamedTuple):
+    """A value that the question says: whose it is, in which message, and from where to where."""
+
+    call: int
+    slot: Slot
+    message: int
+    start: int
+    end: int
+
+
+class Mentions:
+    """The mentions of some rows, and what may stand in their place.
+
+    Args:
+        rows: As they are frozen in a dataset.
+        share: How many of the mentions are replaced in an epoch.
+        seed: Of the choice, together with epoch and row.
+    """
+
+    def __init__(self, rows: Sequence[Row], share: float, seed: int) -> None:
+        self.rows, self.share, self.seed = rows, share, seed
+        self.found = [mentions(row) for row in rows]
+        pool: dict[Slot, set[str]] = {}
+        for row, found in zip(rows, self.found, strict=True):
+            for mention in found:
+                pool.setdefault(mention.slot, set()).add(said(row, mention))
+        self.pool = {slot: sorted(values) for slot, values in pool.items()}
+        questions = (m["content"] for row in rows for m in row["messages"] if spoken(m))
+        self.words = sorted({word for question in questions for word in WORD.findall(question)})
+
+    def varied(self, number: int, epoch: int) -> Row | None:
+        """A row as this epoch sees it; None where it stays as it is."""
+        row, found = self.rows[number], self.found[number]
+        rng = Random(f"{self.seed}:{epoch}:{number}:mentions")
+        chosen = [(mention, self.other(mention.slot, rng)) for mention in found if rng.random() < self.share]
+        return replaced(row, chosen) if chosen else None
+
+    def other(self, slot: Slot, rng: Random) -> str:
+        """What stands in a mention's place."""
+        if rng.random() < UNHEARD:
+            return " ".join(rng.choice(self.words) for _ in range(rng.randint(1, 3)))
+        return rng.choice(self.pool[slot])
+
+
+def mentions(row: Row) -> list[Mention]:
+    """A row's mentions, in the order of the calls; none where a value of its calls is not one, or two overlap."""
+    found: list[Mention] = []
+    for number, call in enumerate(row["expected"].get("tool_calls") or []):
+        function = call["function"]
+        try:
+            arguments = json.loads(function["arguments"])
+        except ValueError:
+            return []
+        if not isinstance(arguments, dict):
+            return []
+        for name, value in arguments.items():
+            place = where(row["messages"], value) if isinstance(value, str) else None
+            if place is None:
+                return []
+            found.append(Mention(number, (function["name"], name), *place))
+    spans = sorted(mention[2:] for mention in found)
+    apart = all(one[0] != two[0] or one[2] <= two[1] for one, two in pairwise(spans))
+    return found if apart else []
+
+
+def where(messages: Sequence[Row], value: str) -> tuple[int, int, int] | None:
+    """Where a conversation says a value (message, start, end); None where it does not, or more than once."""
+    whole = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
+    if not value.strip():
+        return None
+    places = [
+        (number, match.start(), match.end())
+        for number, message in enumerate(messages)
+        if isinstance(message.get("content"), str)
+        for match in whole.finditer(message["content"])
+    ]
+    return places[0] if len(places) == 1 and messages[places[0][0]]["role"] == "user" else None
+
+
+def spoken(message: Row) -> bool:
+    return message["role"] == "user" and isinstance(message.get("content"), str)
+
+
+def said(row: Row, mention: Mention) -> str:
+    text: str = row["messages"][mention.message]["content"]
+    return text[mention.start : mention.end]
+
+
+def replaced(row: Row, chosen: Sequence[tuple[Mention, str]]) -> Row:
+    """A row with other values in the place of some mentions."""
+    messages = [dict(message) for message in row["messages"]]
+    calls = [{**call, "function": dict(call["function"])} for call in row["expected"]["tool_calls"]]
+    for mention, value in sorted(chosen, key=lambda c: c[0].start, reverse=True):  # the last first: places stay true
+        text = messages[mention.message]["content"]
+        messages[mention.message]["content"] = text[: mention.start] + value + text[mention.end :]
+    for number, call in enumerate(calls):
+        values = {mention.slot[1]: value for mention, value in chosen if mention.call == number}
+        if values:
+            arguments = json.loads(call["function"]["arguments"]) | values
+            call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+    return {**row, "messages": messages, "expected": {**row["expected"], "tool_calls": calls}}
+
+
+Vary = Callable[[int], Sequence[Example]]
+"""Epoch → the examples that it sees."""
+
+
+def varying(
+    mentions: Mentions, examples: Sequence[Example], encode: Callable[[Sequence[Row]], Sequence[Example]]
+) -> Vary:
+    """The examples of each epoch, those of the varied rows anew by `encode`; one that grew too long stays as it was."""
+
+    def of(epoch: int) -> Sequence[Example]:
+        rows = {e.row: row for e in examples if (row := mentions.varied(e.row, epoch))}
+        numbers = list(rows)
+        fresh = {numbers[e.row]: e for e in encode(list(rows.values()))}
+        return [fresh[e.row]._replace(row=e.row, follow=False) if e.row in fresh else e for e in examples]
+
+    return of
