@@ -1,10 +1,12 @@
 """Students on real questions, against what is true, by the wheel's own stages from ingest to the engine that serves.
 
-    python bench/students.py [--only classifier] [--seeds 3] [--home FOLDER]
+    python bench/students.py [--only classifier causal lessons] [--seeds 3] [--home FOLDER]
 
-| part       | workload  | question                                                                                 |
-|------------|-----------|------------------------------------------------------------------------------------------|
-| classifier | banking77 | is a classifier on MiniLM better than the teacher it learned from, which is right in 93 %? |
+| part       | workloads        | question                                                                           |
+|------------|------------------|------------------------------------------------------------------------------------|
+| classifier | banking77        | is a classifier on MiniLM better than its teacher, which is right in 93 %?         |
+| causal     | banking77, SNIPS | what is the seedling student right in, and what int8 leaves of it?                 |
+| lessons    | banking77, SNIPS | what do corrections, a local teacher's logits and DPO add to imitation of the log? |
 
 Golden questions never enter the home; only what is trained on and validated does. As golden questions are the holdout
 here, curation holds out 5 % of the traffic, not 25 %. Answers, feedback and noise of banking77's telemetry are

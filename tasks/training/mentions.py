@@ -1,9 +1,13 @@
 """Mentions replaced: argument values that a question says word for word become others, in question and call alike.
 
 A small student learns the few hundred names of its traffic by heart, and not to copy the next one. So each epoch may
-see other names: a value of the same argument of the same function from another row, or words of other questions, which
-no one has ever heard in this place. After "mention replacement" and "label-wise token replacement" in X. Dai and H.
-Adel, An Analysis of Simple Data Augmentation for Named Entity Recognition, 2020 (arXiv 2010.11683, section 3).
+see other names: a value of the same argument of the same function from another row, or one that nobody has heard yet,
+put together from the words of such values. These are "mention replacement" and "label-wise token replacement" in X. Dai
+and H. Adel, An Analysis of Simple Data Augmentation for Named Entity Recognition, 2020 (arXiv 2010.11683, section 3).
+
+How often it is unheard is how often the next customer's will be: N₁ / N, the share of an argument's mentions whose
+value occurs once (I. J. Good, The Population Frequencies of Species, Biometrika 40, 1953). So a song's title often is
+and a month never. Words of any kind in that place were tried first: they taught that a country may be called anything.
 
 A value is a mention where it stands once in the conversation, in a message of the user's, between word boundaries. A
 row is varied only if each value of its calls is one, so that no value is left behind that followed from another (a code
@@ -12,6 +16,7 @@ from a city's name); nested arguments are left as they are. A varied row is imit
 
 import json
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from random import Random
@@ -19,8 +24,6 @@ from typing import Any, NamedTuple
 
 from tasks.training.examples import Example
 
-UNHEARD = 0.15  # of the replaced mentions become words of other questions
-WORD = re.compile(r"\w+")
 Row = dict[str, Any]
 Slot = tuple[str, str]
 
@@ -47,13 +50,12 @@ class Mentions:
     def __init__(self, rows: Sequence[Row], share: float, seed: int) -> None:
         self.rows, self.share, self.seed = rows, share, seed
         self.found = [mentions(row) for row in rows]
-        pool: dict[Slot, set[str]] = {}
+        self.values: dict[Slot, Counter[str]] = defaultdict(Counter)
         for row, found in zip(rows, self.found, strict=True):
             for mention in found:
-                pool.setdefault(mention.slot, set()).add(said(row, mention))
-        self.pool = {slot: sorted(values) for slot, values in pool.items()}
-        questions = (m["content"] for row in rows for m in row["messages"] if spoken(m))
-        self.words = sorted({word for question in questions for word in WORD.findall(question)})
+                self.values[mention.slot][said(row, mention)] += 1
+        self.pool = {slot: sorted(values) for slot, values in self.values.items()}
+        self.words = {slot: [word for value in pool for word in value.split()] for slot, pool in self.pool.items()}
 
     def varied(self, number: int, epoch: int) -> Row | None:
         """A row as this epoch sees it; None where it stays as it is."""
@@ -64,9 +66,15 @@ class Mentions:
 
     def other(self, slot: Slot, rng: Random) -> str:
         """What stands in a mention's place."""
-        if rng.random() < UNHEARD:
-            return " ".join(rng.choice(self.words) for _ in range(rng.randint(1, 3)))
-        return rng.choice(self.pool[slot])
+        value = rng.choice(self.pool[slot])
+        if rng.random() >= unheard(self.values[slot]):
+            return value
+        return " ".join(rng.choice(self.words[slot]) for _ in value.split())
+
+
+def unheard(values: Counter[str]) -> float:
+    """The probability that the next value is one that did not occur yet."""
+    return sum(times == 1 for times in values.values()) / values.total()
 
 
 def mentions(row: Row) -> list[Mention]:
@@ -102,10 +110,6 @@ def where(messages: Sequence[Row], value: str) -> tuple[int, int, int] | None:
         for match in whole.finditer(message["content"])
     ]
     return places[0] if len(places) == 1 and messages[places[0][0]]["role"] == "user" else None
-
-
-def spoken(message: Row) -> bool:
-    return message["role"] == "user" and isinstance(message.get("content"), str)
 
 
 def said(row: Row, mention: Mention) -> str:

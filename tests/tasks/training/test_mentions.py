@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.training.examples import Example
-from tasks.training.mentions import Mentions, mentions, replaced, said, varying
+from tasks.training.mentions import Mentions, mentions, replaced, said, unheard, varying
 
 
 def row(question: str, **arguments: Any) -> dict[str, Any]:
@@ -88,19 +88,22 @@ def test_any_text_can_stand_in_any_place(city: str, people: str) -> None:
     assert [said(ROWS[0], m) for m, _ in chosen] == ["Hilt", "9", "noon"]
 
 
-def test_values_come_from_the_same_argument_or_are_words_of_the_questions_and_the_share_is_kept() -> None:
-    rows = [row(f"go to place{n} with friend{n}", city=f"place{n}", who=f"friend{n}") for n in range(200)]
-    made = Mentions(rows, 0.4, seed=3)
-    swapped = made_up = kept = 0
-    for number in range(200):
+def test_values_are_those_of_the_argument_and_new_ones_as_often_as_customers_bring_new_ones() -> None:
+    """Each title is sung once, each month is said by many."""
+    rows = [row(f"play song {n} in month{n % 12}", title=f"song {n}", month=f"month{n % 12}") for n in range(240)]
+    made, heard = Mentions(rows, 0.4, seed=3), {f"song {n}" for n in range(240)}
+    assert unheard(made.values["book", "title"]) == 1 and unheard(made.values["book", "month"]) == 0
+    kept = 0
+    for number in range(240):
         for epoch in range(5):
             after = arguments(made.varied(number, epoch) or rows[number])
-            kept += (after["city"] == f"place{number}") + (after["who"] == f"friend{number}")
-            swapped += after["city"].startswith("place") and " " not in after["city"]
-            made_up += " " in after["city"]
-    assert kept / 2000 == pytest.approx(0.6, abs=0.04)
-    assert made_up / 1000 == pytest.approx(0.4 * 0.15 * 2 / 3, abs=0.02), "two or three words"
-    assert swapped > 900
+            assert after["month"] in {f"month{n}" for n in range(12)}
+            kept += after["title"] == f"song {number}"
+            assert all(word == "song" or int(word) < 240 for word in after["title"].split())
+            assert len(after["title"].split()) == 2
+    assert kept / 1200 == pytest.approx(0.6, abs=0.05)
+    titles = [arguments(one)["title"] for n in range(240) if (one := made.varied(n, 0))]
+    assert any(title not in heard for title in titles)
 
 
 def test_an_epoch_sees_the_varied_rows_as_examples_to_imitate_and_the_same_ones_each_time() -> None:
