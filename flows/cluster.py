@@ -2,14 +2,22 @@
 
 A call whose node or process dies is made again by Ray on another; what a call has made it finds again, and what it had
 begun it goes on with (`infra/once.py`). Each takes FLYWHEEL_THREADS cores (1 if that is not set) and, where the cluster
-has any, a GPU. The settings of this process travel with the calls, secrets apart, which Ray would show on its pages.
+has any, a GPU.
+
+The settings of this process travel within the calls. Ray's runtime environment would be the usual way, but its pages,
+its state API and its logs show it, and many a setting holds a password: all URLs may. They do not show what a function
+is called with. A setup hook would run before anything is imported, but none can be had through `ray://`; a file in the
+home would outlive a run that was killed. So only what libraries must know when they are imported goes into the runtime
+environment, by a list of names that hold no secret.
 """
 
+import copy
+import functools
 import logging
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,12 +25,15 @@ from urllib.parse import urlsplit
 from prefect import Task
 from prefect.settings import get_current_settings
 from prefect.utilities.callables import get_call_parameters
-from pydantic import SecretStr
 
 from flows.stage import Bar
-from infra.settings import Settings, SetupError, settings
+from infra.settings import SetupError, settings
 
-PASSED = ("FLYWHEEL_", "PREFECT_", "HF_HUB_", "TRANSFORMERS_", "TOKENIZERS_", "DO_NOT_TRACK", "MLFLOW_DISABLE_")
+GIVEN = ("FLYWHEEL_", "PREFECT_")  # beginnings of variables that the calls take along, ...
+SHOWN = (  # ... and of those that Ray may show
+    "PREFECT_HOME", "PREFECT_LOCAL_STORAGE_PATH", "PREFECT_LOGGING_", "PREFECT_SERVER_ANALYTICS_ENABLED", "HF_HUB_",
+    "TRANSFORMERS_", "TOKENIZERS_", "DO_NOT_TRACK", "MLFLOW_DISABLE_",
+)  # fmt: skip
 HERE = ("127.0.0.1", "localhost", "::1")
 
 
@@ -39,7 +50,8 @@ def fan_out(task: "Task[..., dict[str, Any]]", calls: Sequence[tuple[Any, ...]])
         stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells of dead nodes on standard output, where results go
         runner = connected(stack)
         stack.enter_context(remote_options(**share()))
-        futures = [runner.submit(task, get_call_parameters(task.fn, args, {})) for args in calls]
+        carried = carrying(task, given())
+        futures = [runner.submit(carried, get_call_parameters(task.fn, args, {})) for args in calls]
         bar = stack.enter_context(Bar())
         for done, future in enumerate(futures, 1):
             future.wait()
@@ -85,7 +97,7 @@ def connected(stack: ExitStack) -> Any:
     address = settings().ray
     runner: Any = RayTaskRunner(
         init_kwargs={
-            "address": address, "runtime_env": {"env_vars": environment()}, "log_to_driver": False,
+            "address": address, "runtime_env": {"env_vars": environment(SHOWN)}, "log_to_driver": False,
             "logging_level": logging.WARNING,
         }
     )  # fmt: skip
@@ -120,13 +132,31 @@ def of_others(names: str) -> None:
         )
 
 
-def environment() -> dict[str, str]:
-    """The variables of this process that a stage must find wherever it runs."""
-    kinds = Settings.model_fields.items()
-    secret = {f"FLYWHEEL_{name.upper()}" for name, field in kinds if field.annotation is SecretStr}
-    secret |= {"FLYWHEEL_RAY", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"}  # Prefect's travel in the call itself
-    found = {name: value for name, value in os.environ.items() if name.startswith(PASSED) and name not in secret}
+def carrying(task: "Task[..., dict[str, Any]]", variables: Mapping[str, str]) -> "Task[..., dict[str, Any]]":
+    """The task, which first puts some variables into the environment of the process that runs it."""
+    function = task.fn
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> dict[str, Any]:
+        os.environ.update(variables)
+        settings.cache_clear()
+        return function(*args, **options)
+
+    carried = copy.copy(task)  # its keys and source are those of the task: a result that is kept is found
+    carried.fn = run
+    return carried
+
+
+def given() -> dict[str, str]:
+    """The settings, Prefect's among them, that a stage must find wherever it runs."""
+    found = environment(GIVEN)
+    found.pop("FLYWHEEL_RAY", None)
     return {**found, "FLYWHEEL_HOME": str(settings().home), "FLYWHEEL_THREADS": str(settings().threads or 1)}
+
+
+def environment(beginnings: tuple[str, ...]) -> dict[str, str]:
+    """The variables of this process whose names begin so."""
+    return {name: value for name, value in os.environ.items() if name.startswith(beginnings)}
 
 
 def share() -> dict[str, int]:

@@ -74,10 +74,14 @@ class Target:
 
     @property
     def clients(self) -> set[str]:
-        """The client as the log names it, and as it is stored where that is an e-mail address or the like."""
+        """The client as the log names it, and as it is stored where that is an e-mail address or the like.
+
+        The last is how quarantine has it, and how rows were stored once: it may be another client's too, if both are
+        known by short telephone numbers (`infra/privacy/pseudonyms.py`).
+        """
         if self.client is None:
             return set()
-        return {self.client, redactor().value({"client": self.client})["client"]}
+        return {self.client, redactor().client(self.client), redactor().text(self.client)}
 
     def marks(self) -> set[str]:
         named = {tombstone(INTERACTION, name) for name in self.ids | self.conversations}

@@ -106,7 +106,7 @@ def ready(entry: Found, redact: Redactor) -> Found:
             row = row._replace(value=dumps(redact.value(row.value)))
         else:
             named = ("client", "conversation", "request", "response")
-            left = redact.value({name: getattr(row, name) for name in named})
+            left = redact.record({name: getattr(row, name) for name in named}, "client")
             left["response"] = _unspelled(row.response, left["response"])
             row = row._replace(**{**left, "request": dumps(left["request"]), "response": dumps(left["response"])})
     except Rejected as problem:

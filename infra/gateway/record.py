@@ -84,7 +84,7 @@ class Recorder:
 
     async def _keep(self, record: dict[str, Any]) -> tuple[Fate | Literal["spooled"], str]:
         try:
-            line = dumps(redactor().value(record))  # here already, for it may go to the spool
+            line = dumps(redactor().record(record, "client_id"))  # here already, for it may go to the spool
             if not self.away and (fate := await self._store(line)):
                 return fate
             try:

@@ -15,7 +15,8 @@ like what it stands for, of HMAC-SHA256 over kind and normalized value:
 
 The third column says of how many; two values have the same one by chance once in that. Telephone numbers have the
 fewest: of 9 digits there are 10^5, of 7 digits 10^3, of 5 digits 10, of 4 (Niue) one. Two such numbers in one
-conversation are hardly ever the same; clients or conversations that are known by short numbers may be.
+conversation are hardly ever the same; conversations that are known by short numbers may be. Clients are not: whom one
+`forget` erases must be one, and no model copies a `client_id`: what stands there has no form to keep (`wide`, 2^103).
 
 **Words.** The letters are consonants: no name and no word is seven of them, so nobody who makes up an address at
 example.com makes a pseudonym. The host decides whether it is copied: on 300 of the shop's training phrasings the
@@ -47,7 +48,7 @@ Kind = Literal["email", "phone", "card", "iban", "ip", "key"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 CONSONANTS = "bcdfghjklmnpqrstvwxz"
-LENGTH = 7
+LENGTH, WIDE = 7, 24
 MOST = 9  # digits that follow the one which counts them
 
 # ITU-T E.164, but 598 (Uruguay), 992 (Tajikistan), 800, 881 and 888 (no country's).
@@ -96,7 +97,7 @@ def pseudonym(key: bytes, kind: Kind, value: str, written: str) -> str:
         value: The value as its finder normalizes it.
         written: The value as it stands in the text; the pseudonym of a number is as long, and grouped so.
     """
-    number = int.from_bytes(hmac.digest(key, f"{kind}:{value}".encode("utf-8", "surrogatepass"), "sha256"))
+    number = _number(key, kind, value)
     match kind:
         case "email":
             return f"{_letters(number)}@example.com"
@@ -110,6 +111,11 @@ def pseudonym(key: bytes, kind: Kind, value: str, written: str) -> str:
             return _card(number, written)
         case "iban":
             return _iban(number, written)
+
+
+def wide(key: bytes, kind: Kind, value: str) -> str:
+    """A pseudonym that no two values share, where its form does not matter: `redacted-` and 24 consonants."""
+    return f"redacted-{_letters(_number(key, kind, value), WIDE)}"
 
 
 def without_words(text: str) -> str:
@@ -138,8 +144,12 @@ def _digits(written: str) -> str:
     return "".join(filter(str.isdigit, written))
 
 
-def _letters(number: int) -> str:
-    return "".join(CONSONANTS[number // len(CONSONANTS) ** place % len(CONSONANTS)] for place in range(LENGTH))
+def _number(key: bytes, kind: Kind, value: str) -> int:
+    return int.from_bytes(hmac.digest(key, f"{kind}:{value}".encode("utf-8", "surrogatepass"), "sha256"))
+
+
+def _letters(number: int, length: int = LENGTH) -> str:
+    return "".join(CONSONANTS[number // len(CONSONANTS) ** place % len(CONSONANTS)] for place in range(length))
 
 
 def _address(number: int, value: str) -> str:

@@ -6,6 +6,7 @@ arguments of the call that copies them, in a later turn, in feedback that comes 
 table of values that would itself be worth stealing. A student that learns to copy it copies real ones as well. The key
 is what keeps it from being undone: there are few enough telephone numbers to try all. Losing it means no more than that
 new pseudonyms differ from the old. The value is normalized first, so that other spacing or case makes no other one.
+A `client_id` alone gets longer ones, which no two clients share.
 
 Finders say what is there: `identifiers`, `phones`, `keys`. They look at strings only; the names of fields stay, and are
 what tells that `{"phone": "6502530000"}` is one. A string that is JSON itself, as the arguments of a call are, is
@@ -36,7 +37,7 @@ from infra.database.jsontext import Rejected
 from infra.privacy import identifiers, keys, phones, sieve
 from infra.privacy.phones import Span
 from infra.privacy.plain import plain
-from infra.privacy.pseudonyms import KINDS, Kind, pseudonym, without_numbers, without_words
+from infra.privacy.pseudonyms import KINDS, Kind, pseudonym, wide, without_numbers, without_words
 from infra.settings import SetupError, settings
 
 FINDERS: dict[Kind, Callable[[str], Iterator[Span]]] = {  # the first that finds keeps: a key may look like a number
@@ -88,6 +89,21 @@ class Redactor:
             raise Rejected("nested too deeply to be redacted") from problem
         return value
 
+    def record(self, value: dict[str, Any], client: str) -> dict[str, Any]:
+        """A JSON object with its strings redacted, and the field that names the client so that no other is named so."""
+        left: dict[str, Any] = self.value(value)
+        if not isinstance(name := value.get(client), str) or left[client] == name:
+            return left
+        return {**left, client: self.client(name)}
+
+    def client(self, name: str) -> str:
+        """What a client is called where anything of its name is redacted, by itself or for what else is in a record."""
+        if not self.kinds:
+            return name
+        alone = _Walk(self, wide=True).string(name, "")
+        # Bare digits are redacted where the record says elsewhere that they are someone's telephone number.
+        return alone if alone != name else _Walk(self, wide=True).string(name, "phone")
+
     def may_contain(self, raw: bytes) -> bool:
         """Whether a raw line of JSON needs `value`: False only where that would change nothing."""
         return bool(self.kinds) and sieve.may_hold(raw)
@@ -119,10 +135,11 @@ class _Walk:
     Attributes:
         known: Telephone numbers and keys that were found → their kind.
         learned: Whether there are some that have not been looked for where no word gives them away.
+        wide: Whether pseudonyms are to be nobody else's, in whatever form.
     """
 
-    def __init__(self, redactor: Redactor) -> None:
-        self.redactor = redactor
+    def __init__(self, redactor: Redactor, wide: bool = False) -> None:
+        self.redactor, self.wide = redactor, wide
         self.known: dict[str, Kind] = {}
         self.pattern: re.Pattern[str] | None = None
         self.learned = False
@@ -180,7 +197,9 @@ class _Walk:
     def _prose(self, text: str, lead: str) -> str:
         parts, end = [], 0
         for start, stop, kind, value in sorted(self._spans(plain(lead + text), len(lead))):
-            parts += [text[end:start], pseudonym(self.redactor.key, kind, value, text[start:stop])]
+            key = self.redactor.key
+            new = wide(key, kind, value) if self.wide else pseudonym(key, kind, value, text[start:stop])
+            parts += [text[end:start], new]
             end = stop
         return "".join(parts) + text[end:] if parts else text
 

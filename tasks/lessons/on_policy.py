@@ -7,8 +7,12 @@ of Language Models", algorithm 1), answered by the student as it is, by sampling
     loss = Σ w · D(teacher, student) / Σ w        over the tokens that the student wrote, the whole vocabulary
 
 No gradient goes through the sampling. All other batches, and requests that the teacher would not have answered as was
-logged (`top_k.py`), are learned as by `logits`; with λ or share 0 that is all there is. What is sampled is a function
-of the seed and the step.
+logged (`top_k.py`), are learned as by `logits`; with λ or share 0 that is all there is.
+
+What is sampled for a request is a function of the seed, the step and its row, whatever is answered beside it: each has
+a stream of chance of its own, one number a token, at which the distribution is cut. So several processes, which share
+a batch, write what one would. It is at most twice as long as the answer that was logged, as when it serves (there: the
+longest of all). How often a process runs the model depends on its answers, so the base cannot be sharded.
 """
 
 from collections.abc import Sequence
@@ -19,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from infra.settings import SetupError
+from infra.settings import SetupError, settings
 from tasks.lessons.alignment import difference
 from tasks.lessons.divergences import Kind, diverge
 from tasks.lessons.imitation import answer_logits, weighted
@@ -50,7 +54,7 @@ class OnPolicy:
         """The lesson, with the teacher loaded.
 
         Raises:
-            SetupError: There is no local teacher who writes the student's tokens.
+            SetupError: There is no local teacher who writes the student's tokens; or the base is sharded.
         """
         import torch
 
@@ -62,6 +66,11 @@ class OnPolicy:
             raise SetupError(
                 "the lesson on_policy asks the teacher in each step, and there is none on this machine for workload "
                 f"{desk.dataset.workload!r}; set FLYWHEEL_TEACHER to a Hugging Face id or path, or learn from logits"
+            )
+        if settings().torchrun and settings().shard:
+            raise SetupError(
+                "FLYWHEEL_SHARD has all processes run each layer together, and in the lesson on_policy each writes its "
+                "own answers; unset it, or learn from logits"
             )
         theirs = load_tokenizer(Path(desk.teacher.path))
         if differs := difference(desk.tokenizer, theirs):
@@ -79,11 +88,11 @@ class OnPolicy:
         """The lesson, with the other one at hand, and the teacher: its model, and by row what it reads of a request."""
 
         def teach(model: Any, group: Sequence[Example], at: float) -> Loss:
-            chance = Random(f"{desk.seed}:{at}")
+            moment = f"{desk.seed}:{at}"
             asked = [e for e in group if e.follow and e.row in prompts]
-            if at <= 1 - self.share or chance.random() >= self.rate or not asked:
+            if at <= 1 - self.share or Random(moment).random() >= self.rate or not asked:
                 return logged(model, group, at)
-            written = answer(model, desk.tokenizer, asked, self.sampling, chance.getrandbits(63))
+            written = answer(model, desk.tokenizer, asked, self.sampling, moment)
             own = [e._replace(ids=e.ids[: e.prompt] + said) for e, said in zip(asked, written, strict=True)]
             loss = self.compared(model, teacher, own, prompts)
             if others := [e for e in group if e not in asked]:
@@ -108,27 +117,36 @@ class OnPolicy:
         return weighted(diverge(self.divergence, opinion[:, :width], student[:, :width], self.beta), batch.weight)
 
 
-def answer(model: Any, tokenizer: Any, group: Sequence[Example], temperature: float, seed: int) -> list[list[int]]:
+def answer(model: Any, tokenizer: Any, group: Sequence[Example], temperature: float, moment: str) -> list[list[int]]:
     """What the student says to the prompts of a batch: token ids, the end of the answer among them.
 
-    At most twice as long as the longest answer of the batch, as when it serves (there: of all training).
+    Args:
+        moment: With it and its row an example is answered always the same.
     """
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
-    width, pad = max(e.prompt for e in group), tokenizer.pad_token_id
+    width, pad, end = max(e.prompt for e in group), tokenizer.pad_token_id, tokenizer.eos_token_id
     padding = [width - e.prompt for e in group]
     ids = torch.tensor([[pad] * n + e.ids[: e.prompt] for n, e in zip(padding, group, strict=True)])
     mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
-    end = tokenizer.eos_token_id
-    how = GenerationConfig(
-        max_new_tokens=2 * max(len(e.ids) - e.prompt for e in group), do_sample=True, temperature=temperature, top_k=0,
-        top_p=1.0, eos_token_id=end, pad_token_id=pad,
-    )  # fmt: skip
-    device = model.device
+    limits = [2 * (len(e.ids) - e.prompt) for e in group]
+    chances = [Random(f"{moment}:{e.row}") for e in group]
+
+    def draw(_: Any, scores: Any) -> Any:
+        """Scores [b, vocabulary] that leave one token each: the first up to which its chance is reached."""
+        whole = (scores.double() / temperature).softmax(-1).cumsum(-1)
+        cut = torch.tensor([[chance.random()] for chance in chances], dtype=whole.dtype, device=whole.device)
+        token = torch.searchsorted(whole, cut * whole[:, -1:], right=True).clamp(max=whole.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
+
+    how = GenerationConfig(max_new_tokens=max(limits), do_sample=False, eos_token_id=end, pad_token_id=pad)
     model.eval()
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        whole = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=how)
+    with torch.no_grad():
+        whole = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=how,
+            logits_processor=LogitsProcessorList([draw]),
+        )  # fmt: skip
     model.train()
-    return [said[: said.index(end) + 1] if end in said else said for said in whole[:, width:].tolist()]
+    answers = [said[:limit] for said, limit in zip(whole[:, width:].tolist(), limits, strict=True)]
+    return [said[: said.index(end) + 1] if end in said else said for said in answers]

@@ -6,6 +6,11 @@ request. A thumb is an answer that people wrote or praised, or one that they obj
 
 The reference of both losses is the student as the lesson before left it. TRL keeps it as a second, frozen adapter; it
 reads our tokens, not text of its own making, so that a preference is learned in the very form that is served.
+
+It is one process that does it, also where FLYWHEEL_TORCHRUN has the lesson before learned by several. TRL would run in
+them, but not by the same steps: accelerate evens out the last batch of an epoch by rows that were there before, which
+are then learned twice, or leaves a process without any; the trainers average the processes' means, whatever each had of
+the batch; and a base that is sharded (FSDP) would have to be sharded with both adapters, where ours stay whole.
 """
 
 import json

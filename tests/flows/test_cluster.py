@@ -40,6 +40,9 @@ QUIET = {
     "RAY_memory_monitor_refresh_ms": "0", "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
 }  # fmt: skip
+# What a raylet's agents import. It waits 15 seconds for their ports, whatever it is told (ray-project/ray#65983).
+AGENTS = "import ray.dashboard.agent, ray.dashboard.modules.reporter.reporter_agent, ray._private.runtime_env.agent"
+SMALL = ("--num-cpus", "1", "--object-store-memory", "80000000", "--node-ip-address", "127.0.0.1", "--block")
 STEPS = 48
 SWEEP = ("--sweep.over", '{"learning_rate": [0.001, 0.002]}', "--sweep.seeds", "2")
 STUDENT = (
@@ -98,22 +101,23 @@ class Nodes:
     """A cluster of two nodes with a core each; `second` is the one to kill."""
 
     def __init__(self, stack: ExitStack) -> None:
+        subprocess.run([sys.executable, "-c", AGENTS], check=True)  # from a cold disk that alone can take so long
         folder = self.folder = Path(tempfile.mkdtemp(prefix="fw-ray-", dir="/tmp"))  # its sockets' names must be short
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        port = free_port()
-        self.address = f"127.0.0.1:{port}"
-        small = ("--num-cpus", "1", "--object-store-memory", "80000000", "--node-ip-address", "127.0.0.1", "--block")
+        port, client = free_port(), free_port()
+        self.address, self.client = f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}"
         head = (
-            "--head", "--port", str(port), "--temp-dir", str(folder), "--include-dashboard", "false",
-            "--ray-client-server-port", str(free_port()),
+            "--head", "--port", str(port), "--temp-dir", str(folder), "--dashboard-port", str(free_port()),
+            "--ray-client-server-port", str(client),
         )  # fmt: skip
-        self.node(stack, folder / "first.log", *head, *small)
-        self.second = self.node(stack, folder / "second.log", "--address", self.address, *small)
+        self.node(stack, folder / "first.log", *head)
+        self.second = self.node(stack, folder / "second.log", "--address", self.address)
 
     def node(self, stack: ExitStack, log: Path, *options: str) -> "subprocess.Popen[Any]":
-        """A node that is up. Its raylet waits 15 seconds for an agent, then gives up: where all is busy, again."""
-        for _ in range(4):
-            process = stack.enter_context(started(log, "ray", "start", *options, **QUIET))
+        """A node that is up. Where all is busy and its raylet gives up, another."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            process = stack.enter_context(started(log, "ray", "start", *options, *SMALL, **QUIET))
             while process.poll() is None and "Timed out waiting" not in self.complaints():
                 if "Ray runtime started" in log.read_text():
                     return process
@@ -126,23 +130,28 @@ class Nodes:
     def complaints(self) -> str:
         return "".join(file.read_text() for file in self.folder.glob("session_*/logs/raylet*.err"))
 
+    def written(self) -> str:
+        """All that Ray has written."""
+        files = [file for file in self.folder.rglob("*") if file.is_file() and not file.is_symlink()]
+        return "\n".join(file.read_text(errors="replace") for file in files)
 
-@pytest.fixture
+
+@pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     pytest.importorskip("prefect_ray")
     with ExitStack() as stack:
         yield Nodes(stack)
 
 
-@pytest.fixture
-def prefect(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API's address of a Prefect server."""
-    port = free_port()
+    port, folder = free_port(), tmp_path_factory.mktemp("prefect")
     settings = {
-        "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+        "PREFECT_HOME": str(folder), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_API_PORT": str(port), "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }  # fmt: skip
-    with started(tmp_path / "prefect.log", "prefect", "server", "start", **settings) as server:
+    with started(folder / "log", "prefect", "server", "start", **settings) as server:
         wait_until(lambda: listening(port), server)
         yield f"http://127.0.0.1:{port}/api"
 
@@ -176,6 +185,29 @@ def under_way(students: Path, node: "subprocess.Popen[Any]") -> Path | None:
         if there & set(makers(lock)[-1:]) and 2 <= step(work) < STEPS - 8:
             return work
     return None
+
+
+@pytest.mark.parametrize("through", ["address", "client"])
+def test_a_stage_is_told_what_ray_shows_nowhere(nodes: Nodes, prefect: str, tmp_path: Path, through: str) -> None:
+    secret = "hush-hush"
+    url = f"postgresql://me:{secret}@db/flywheel"
+    environment = {
+        **QUIET, "FLYWHEEL_RAY": getattr(nodes, through), "PREFECT_API_URL": prefect, "FLYWHEEL_DATABASE": url,
+        "FLYWHEEL_TEACHER_KEY": secret, "FLYWHEEL_MLFLOW": f"http://me:{secret}@mlflow", "FLYWHEEL_SQL_URL": url,
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": url, "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    job = subprocess.run(
+        [sys.executable, "-m", "tests.flows.ray_job", nodes.address], cwd=ROOT, capture_output=True, text=True,
+        env=environment_of(tmp_path, **environment), timeout=PATIENCE,
+    )  # fmt: skip
+    assert job.returncode == 0, job.stderr
+    found = json.loads(job.stdout.splitlines()[-1])
+    assert (found["told"]["database"], found["told"]["key"]) == (url, secret)
+    assert secret not in found["told"]["begun with"], "others who may list processes would see it"
+    shown = json.dumps(found["shown"])
+    assert "HF_HUB_OFFLINE" in shown and "name='told'" in shown, "it shows environments and tasks"
+    assert secret not in shown
+    assert secret not in nodes.written()
 
 
 def test_a_sweep_survives_a_node_and_trains_each_student_once(

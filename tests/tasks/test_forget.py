@@ -23,6 +23,7 @@ from infra.database.tables import (
     Student,
     now,
 )
+from infra.privacy.redaction import redactor
 from infra.settings import SetupError, settings
 from tasks.curate import curate, load
 from tasks.forget import forget
@@ -219,4 +220,29 @@ def test_a_client_known_by_an_address_that_was_redacted_is_found_by_the_address(
     assert count(Interaction, Interaction.client == "ann@example.com") == 0
     assert forget(client="ann@example.com")["interactions"] == 2
     assert ingest(log(tmp_path / "copy.jsonl", *lines))["interactions"] == 0
+    assert count(Interaction) == 2
+
+
+def test_of_two_clients_whose_short_numbers_look_alike_when_redacted_one_is_forgotten(
+    home: Path, tmp_path: Path
+) -> None:
+    one, other = "+683 4002", "+683 4003"
+    assert redactor().text(one) == redactor().text(other) != one
+    lines = [record(n, client_id=one if n % 2 else other) for n in range(4)]
+    ingest(log(tmp_path / "a.jsonl", *lines))
+    assert forget(client=one, dry_run=True)["interactions"] == 2
+    assert forget(client="+6834002")["interactions"] == 2, "however it is written"
+    assert ingest(log(tmp_path / "copy.jsonl", *lines))["interactions"] == 0
+    assert forget(client=other)["interactions"] == 2
+
+
+def test_a_client_known_by_digits_that_its_words_tell_to_be_a_telephone_number_is_found(
+    home: Path, tmp_path: Path
+) -> None:
+    lines = [record(n, client_id="6502530000" if n % 2 else "6502530001") for n in range(4)]
+    for line in lines:
+        line["request"]["messages"][1]["content"] += f", my number is {line['client_id']}"
+    ingest(log(tmp_path / "a.jsonl", *lines))
+    assert b"6502530000" not in everything(home)
+    assert forget(client="6502530000")["interactions"] == 2
     assert count(Interaction) == 2

@@ -446,3 +446,18 @@ def test_processes_that_start_at_once_have_the_same_key(home: Path) -> None:
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(6)]
     said = {process.communicate()[0] for process in running}
     assert len(said) == 1 and said == {redactor().text("bob@x.com") + "\n"}
+
+
+@pytest.mark.parametrize(("kind", "value"), FLAT)
+def test_a_client_gets_a_name_that_is_nobody_else_s_and_that_redacting_again_leaves(kind: Kind, value: str) -> None:
+    named = ALL.record({"client_id": f"web/{value}", "said": f"I am {value}"}, "client_id")
+    assert value not in named["client_id"] and re.search(r"redacted-[b-df-hj-np-tv-xz]{24}", named["client_id"])
+    assert ALL.record(named, "client_id") == named
+    assert ALL.client(f"web/{value}") == named["client_id"], "by which it is found again"
+
+
+def test_clients_in_whose_names_nothing_is_redacted_keep_them() -> None:
+    for record in ({"client_id": "web/ann"}, {"client_id": None}, {"client_id": 5}, {}):
+        said = {**record, "said": "I am bob@company.com"}
+        assert {**ALL.record(said, "client_id"), "said": ""} == {**record, "said": ""}
+    assert Redactor((), b"").client("bob@company.com") == "bob@company.com"

@@ -1,4 +1,4 @@
-"""A training run as a process of its own: `python -m tests.tasks.training.job FOLDER [DIE_AT ...]`, or under torchrun.
+"""A training run as a process: `python -m tests.tasks.training.job FOLDER LESSON [DIE_AT ...]`, or under torchrun.
 
 The losses of its steps and the digest of the final adapter go to FOLDER/result.json. For each DIE_AT a child is forked
 that is killed there: at the number of a step, `epoch` (between validation and the checkpoint after it) or `write` (when
@@ -15,19 +15,30 @@ from typing import Any
 
 import torch
 
-from tasks.lessons import Logits
+from tasks.lessons import Logits, OnPolicy
+from tasks.lessons.lesson import Desk, Teach
 from tasks.students import Causal
 from tasks.training import loop
-from tests.tasks.lessons.toy import EXAMPLES, small_model, teacher_of
+from tests.tasks.lessons.toy import EXAMPLES, TOKENIZER, small_model, small_teacher, teacher_of
 
 SPEC = Causal(epochs=3, batch_tokens=40, learning_rate=1e-2, checkpoint_steps=2, rank=4, alpha=8)
+
+
+def lesson(name: str) -> Teach:
+    """`logits`, or `on_policy` beside it."""
+    logged = Logits().toward(teacher_of(EXAMPLES))
+    if name == "logits":
+        return logged
+    prompts = {e.row: e.ids[: e.prompt] for e in EXAMPLES}
+    desk = Desk(None, [], EXAMPLES, TOKENIZER, None, 0, None)  # type: ignore[arg-type]
+    return OnPolicy(share=0.8, rate=0.6).beside(logged, small_teacher(), prompts, desk)
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(folder: Path, die_at: str = "") -> dict[str, Any]:
+def train(folder: Path, name: str = "logits", die_at: str = "") -> dict[str, Any]:
     """Losses and digest of a run, which goes on with what is in the folder."""
     torch.set_num_threads(1)
     curve: list[float] = []
@@ -54,7 +65,7 @@ def train(folder: Path, die_at: str = "") -> dict[str, Any]:
             return rename(path, target)
 
         Path.rename = half  # type: ignore[method-assign,assignment]
-    trainer = Watched(small_model(), SPEC, folder, Logits().toward(teacher_of(EXAMPLES)))
+    trainer = Watched(small_model(), SPEC, folder, lesson(name))
     trainer.run(EXAMPLES[:18], EXAMPLES[18:], None)
     digest = hashlib.sha256()
     for name, parameter in sorted(trainer.adapter.items()):
@@ -66,11 +77,12 @@ def train(folder: Path, die_at: str = "") -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    loop.Trainer(small_model(), SPEC, Path(sys.argv[1]), Logits().toward({}))  # imports it all, once for all children
-    for end in sys.argv[2:]:
+    folder, name = Path(sys.argv[1]), sys.argv[2]
+    loop.Trainer(small_model(), SPEC, folder, lesson(name))  # imports it all, once for all children
+    for end in sys.argv[3:]:
         if (child := os.fork()) == 0:
-            train(Path(sys.argv[1]), end)
+            train(folder, name, end)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"nothing killed it at {end}"
-    train(Path(sys.argv[1]))
+    train(folder, name)

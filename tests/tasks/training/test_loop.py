@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.lessons import Logits, OnPolicy
 from tasks.lessons.imitation import imitate
-from tasks.lessons.lesson import Desk, Loss, Teach
+from tasks.lessons.lesson import Loss
 from tasks.training.examples import plan
 from tasks.training.loop import Trainer, pace
-from tests.tasks.lessons.toy import EXAMPLES, TOKENIZER, small_model, small_teacher, teacher_of
+from tests.tasks.lessons.toy import EXAMPLES, small_model
 from tests.tasks.training import job
 
 ROOT = Path(__file__).parents[3]
@@ -28,9 +27,9 @@ def imitation(model: Any, group: Any, at: float) -> Loss:
     return imitate(model, group)
 
 
-def run(folder: Path, *die_at: str, by: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+def run(folder: Path, *die_at: str, by: tuple[str, ...] = (), lesson: str = "logits") -> "subprocess.Popen[str]":
     folder.mkdir()
-    command = [sys.executable, *by, "-m", "tests.tasks.training.job", str(folder), *die_at]
+    command = [sys.executable, *by, "-m", "tests.tasks.training.job", str(folder), lesson, *die_at]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -56,6 +55,19 @@ def test_weights_are_the_same_to_the_bit_however_often_a_run_is_killed_and_the_c
     assert two["history"] == unbroken["history"]
 
 
+def test_own_answers_are_those_of_one_process_in_two(tmp_path: Path) -> None:
+    running = {
+        "one": run(tmp_path / "one", lesson="on_policy"),
+        "two": run(tmp_path / "two", by=TWO, lesson="on_policy"),
+    }
+    for name, process in running.items():
+        said, _ = process.communicate()
+        assert process.returncode == 0, f"{name}: {said}"
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in running)
+    assert two["curve"] == pytest.approx(one["curve"], abs=1e-4)
+    assert two["history"] == one["history"]
+
+
 def test_another_seed_gives_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     adapters = []
@@ -66,12 +78,6 @@ def test_another_seed_gives_other_weights(tmp_path: Path, monkeypatch: pytest.Mo
     assert not all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
 
 
-def own_answers() -> Teach:
-    prompts = {e.row: e.ids[: e.prompt] for e in EXAMPLES}
-    desk = Desk(None, [], EXAMPLES, TOKENIZER, None, 0, None)  # type: ignore[arg-type]
-    return OnPolicy(share=0.8, rate=0.6).beside(Logits().toward(teacher_of(EXAMPLES)), small_teacher(), prompts, desk)
-
-
 @pytest.mark.parametrize(
     ("lesson", "hard", "dora"), [("logits", 4.0, False), ("logits", 1.0, True), ("on_policy", 1.0, False)]
 )
@@ -79,7 +85,7 @@ def test_hard_cases_own_answers_and_vectors_are_gone_on_with_as_well(
     tmp_path: Path, lesson: str, hard: float, dora: bool
 ) -> None:
     torch.set_num_threads(1)
-    teach = own_answers() if lesson == "on_policy" else Logits().toward(teacher_of(EXAMPLES))
+    teach = job.lesson(lesson)
 
     class Killed(Exception):
         pass
