@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -28,23 +30,27 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 DATA = Path(os.environ.get("FLYWHEEL_SHARED", ROOT.parent / "shared")) / "data"
+WORKLOADS = {"banking77": "bank.intent_router", "snips": "home.assistant"}
 LATENCY_SAMPLE = 200
 
 
 def golden(name: str) -> list[dict[str, Any]]:
     """Golden records of a data set: `request` and `expected`."""
+    from infra.database.messages import assistant_message
+
     with gzip.open(DATA / name / "golden.jsonl.gz", "rt") as lines:
-        return [json.loads(line) for line in lines]
+        return [{**one, "expected": assistant_message(one["expected"])} for one in map(json.loads, lines)]
 
 
-def frozen(name: str, workload: str) -> str:
-    """A data set's telemetry and feedback as a dataset; its id."""
+def frozen(name: str, feedback: bool = True) -> str:
+    """A data set's telemetry, and its feedback or none, as a dataset; its id."""
     from tasks.curate import CurateSpec, curate
     from tasks.ingest import ingest
     from tasks.sources import JSONL
 
-    ingest(JSONL(paths=tuple(str(DATA / name / file) for file in ("telemetry.jsonl.gz", "feedback.jsonl"))))
-    made = curate(workload, CurateSpec(holdout=0.05))
+    files = ("telemetry.jsonl.gz", "feedback.jsonl")[: 2 if feedback else 1]
+    ingest(JSONL(paths=tuple(str(DATA / name / file) for file in files)))
+    made = curate(WORKLOADS[name], CurateSpec(holdout=0.05))
     print(f"{name}: {made['train']:,} rows to train, {made['validation']:,} to validate; {made['answers']}")
     dataset: str = made["dataset_id"]
     return dataset
@@ -58,7 +64,7 @@ def classifier(seeds: int) -> None:
     from tasks.quantize import CANDIDATES, fitting, quantize
     from tasks.students import Classifier
 
-    dataset = frozen("banking77", "bank.intent_router")
+    dataset = frozen("banking77")
     asked, strange = golden("banking77"), golden("snips")
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
@@ -108,11 +114,103 @@ def answered(folder: Path, asked: list[dict[str, Any]], strange: list[dict[str, 
     }  # fmt: skip
 
 
+def causal(seeds: int) -> None:
+    """The seedling student by each workload's options, its weights as they are and in int8."""
+    from tasks.distill import distill
+    from tasks.quantize import CANDIDATES, CandidateSpec, quantize
+
+    for name, options in students().items():
+        dataset, asked = frozen(name), golden(name)
+        found: dict[str, list[dict[str, float]]] = {}
+        for seed in range(seeds):
+            student = distill(dataset, replace(options, seed=seed))
+            for spec in (CandidateSpec(None), CANDIDATES[0]):
+                made = quantize(student["student_id"], spec)
+                found.setdefault(made["name"], []).append({"right %": called(Path(made["path"]), asked)})
+                print(f"  {name}, seed {seed}, {made['name']}: {found[made['name']][-1]['right %']:.2f} %", flush=True)
+        summed(f"{name}, seedling", found, len(asked))
+
+
+def students() -> dict[str, Any]:
+    """What the seedling needs for real questions: where it copies, more passes, each with other names."""
+    from tasks.lessons import Imitation
+    from tasks.students import Causal
+
+    return {"banking77": Causal(learn=Imitation()), "snips": Causal(learn=Imitation(), epochs=12, mentions=0.5)}
+
+
+def lessons(seeds: int) -> None:
+    """The ablation: each row adds to the one before it. The local teacher is a student of another seed."""
+    from tasks.distill import distill
+    from tasks.lessons import DPO, Logits
+    from tasks.quantize import CANDIDATES, quantize
+
+    for name, options in students().items():
+        asked = golden(name)
+        found: dict[str, list[dict[str, float]]] = {}
+
+        def learned(what: str, dataset: str, spec: Any) -> str:
+            student = distill(dataset, spec)
+            made = quantize(student["student_id"], CANDIDATES[0])
+            found.setdefault(what, []).append({"right %": called(Path(made["path"]), asked)})  # noqa: B023
+            print(f"  {name}, seed {spec.seed}, {what}: {found[what][-1]['right %']:.2f} %", flush=True)  # noqa: B023
+            path: str = student["path"]
+            return path
+
+        with environment("FLYWHEEL_HOME", os.environ["FLYWHEEL_HOME"] + "-without-feedback"):
+            plain = frozen(name, feedback=False)
+            for seed in range(seeds):
+                learned("imitation of the log", plain, replace(options, seed=seed))
+        dataset = frozen(name)
+        taught = learned("and corrections, thumbs and ratings", dataset, replace(options, seed=seeds))
+        found.popitem()
+        for seed in range(seeds):
+            spec = replace(options, seed=seed)
+            learned("and corrections, thumbs and ratings", dataset, spec)
+            learned("and DPO", dataset, replace(spec, prefer=DPO()))
+            with environment("FLYWHEEL_TEACHER", taught):
+                learned("and a teacher's logits", dataset, replace(spec, learn=Logits()))
+                learned("and both", dataset, replace(spec, learn=Logits(), prefer=DPO()))
+        summed(f"{name}, int8 of the seedling", found, len(asked))
+
+
+def called(folder: Path, asked: list[dict[str, Any]]) -> float:
+    """The share of golden questions that an artifact answers as expected in its engine, in percent."""
+    from infra.engines import load
+    from tasks.metrics.quality import quality
+
+    engine = load(folder)
+    replies = engine.chat([engine.strip(one["request"]) or one["request"] for one in asked])
+    engine.close()
+    return 100 * mean(quality(r.message, one["expected"]) for r, one in zip(replies, asked, strict=True))
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """A setting's value for a while."""
+    from infra.settings import settings
+
+    before = os.environ[name]
+    os.environ[name] = value
+    settings.cache_clear()
+    yield
+    os.environ[name] = before
+    settings.cache_clear()
+
+
+def summed(what: str, found: dict[str, list[dict[str, float]]], n: int) -> None:
+    """A table of what was found: the mean over the seeds and the standard deviation."""
+    seeds = len(next(iter(found.values())))
+    print(f"\n{what}: mean of {seeds} seeds ± standard deviation; {n:,} golden questions")
+    for name, results in found.items():
+        print(f"{name:<36}", "  ".join(spread(key, [r[key] for r in results]) for key in results[0]))
+
+
 def spread(name: str, values: list[float]) -> str:
     return f"{name} {mean(values):.2f} ± {stdev(values) if len(values) > 1 else 0:.2f}"
 
 
-PARTS: dict[str, Callable[[int], None]] = {"classifier": classifier}
+PARTS: dict[str, Callable[[int], None]] = {"classifier": classifier, "causal": causal, "lessons": lessons}
 
 
 def homes(given: str | None) -> Iterator[Path]:
@@ -127,14 +225,14 @@ def main() -> None:
     from flows.__main__ import quiet_environment
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", choices=PARTS, help="one part alone")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--home", help="keep what is made in this folder, and go on with what is there")
     chosen = parser.parse_args()
     for home in homes(chosen.home):
         os.environ |= {"FLYWHEEL_HOME": str(home), "FLYWHEEL_TEACHER": ""}
         quiet_environment()
-        for name in [chosen.only] if chosen.only else PARTS:
+        for name in chosen.only:
             PARTS[name](chosen.seeds)
 
 

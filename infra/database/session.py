@@ -91,8 +91,9 @@ def engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError as problem:
+        shown = url if "@" not in url else f"...@{url.rpartition('@')[2]}"  # a password may stand before it
         raise SetupError(
-            f"FLYWHEEL_DATABASE {url!r} is no SQLAlchemy URL; give sqlite:///FILE or postgresql://..."
+            f"FLYWHEEL_DATABASE {shown!r} is no SQLAlchemy URL; give sqlite:///FILE or postgresql://..."
         ) from problem
     kind = parsed.get_backend_name()
     if kind in ("postgresql", "postgres"):

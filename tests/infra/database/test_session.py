@@ -167,6 +167,7 @@ def test_a_database_at_a_newer_migration_is_refused_with_both_revisions(database
         ("sqlite:////proc/nowhere/x.db", "/proc/nowhere"),
         ("mysql://localhost/x", "'mysql'"),
         ("not a url", "'not a url'"),
+        ("postgresql//someone:secret@db/flywheel", "'...@db/flywheel'"),
     ],
 )
 def test_a_database_that_cannot_be_had_is_named_without_its_password(tmp_path: Path, url: str, said: str) -> None:
