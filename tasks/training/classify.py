@@ -7,6 +7,10 @@ The loss is cross-entropy with smoothed labels, a row's weight by the feedback p
 Left as pretrained, the embedding table (half of MiniLM's weights, of which a batch sees a few hundred rows) costs no
 gradient: that is 1.7 times the speed.
 
+The last epoch is kept. The rate has come down to nothing by then, and a few hundred validation rows, some of them with
+wrong answers, choose no better: of a third of banking77's rows, held out, each epoch had more right than the one before
+(87.6 % by the probe, then 88.0, 88.2, 88.6 and 88.7), while its 457 validation rows preferred the probe.
+
 Order of batches and dropout are functions of the seed and the step, so a run that was killed ends with the same weights
 as one that was not. Afterwards the head is divided by the temperature that makes the probabilities right on the
 validation rows (Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2).
@@ -62,8 +66,7 @@ class ClassifierTrainer:
 
     Attributes:
         history: The validation loss and the share of right answers after each epoch, first those of the probe. The
-            loss is of labels that are not smoothed and at the best temperature, as it will be when calibrated;
-            without, smoothed labels alone make an epoch worse than the probe, and it was kept.
+            loss is of labels that are not smoothed and at the best temperature, as it will be when calibrated.
     """
 
     def __init__(self, model: Classifying, spec: "Classifier", work: Path, reader: Reader) -> None:
@@ -77,7 +80,6 @@ class ClassifierTrainer:
         self.optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=0.01)
         self.device = next(model.parameters()).device
         self.step = 0
-        self.best = math.inf
         self.history: list[dict[str, float]] = []
 
     def loss(self, group: Sequence[Text]) -> Tensor:
@@ -99,7 +101,7 @@ class ClassifierTrainer:
         return found
 
     def run(self, train: Sequence[Text], validation: Sequence[Text], progress: Progress | None) -> None:
-        """Train from the last checkpoint, if there is one; afterwards the model holds the best epoch's weights."""
+        """Train from the last checkpoint, if there is one."""
         spec = self.spec
         epochs = plan(lambda _: train, spec.batch_tokens, spec.seed, spec.epochs, max_steps=0, packed=False)
         total, done = sum(map(len, epochs)), 0
@@ -127,7 +129,6 @@ class ClassifierTrainer:
                     progress(done, total, f"distill classifier, loss {loss.item():.3f}")
             if len(self.history) == epoch:
                 self.remember(epoch, validation or train[:AT_ONCE])
-        self.load(self.work / "best.safetensors")
 
     @torch.no_grad()
     def calibrate(self, validation: Sequence[Text]) -> float:
@@ -139,14 +140,11 @@ class ClassifierTrainer:
         return found
 
     def remember(self, epoch: int, validation: Sequence[Text]) -> None:
-        """Note the results of an epoch; keep its weights if they are the best so far."""
+        """Note the results of an epoch."""
         logits, labels = self.logits(validation), torch.tensor([text.label for text in validation])
         loss = functional.cross_entropy(logits / temperature(logits, labels), labels).item()
         right = (logits.argmax(-1) == labels).float().mean().item()
         self.history.append({"epoch": epoch, "validation_loss": round(loss, 5), "right": round(right, 4)})
-        if loss < self.best:
-            self.best = loss
-            write_tensors(self.trained, self.work / "best.safetensors")
         self.save()
 
     def save(self) -> None:
@@ -155,7 +153,7 @@ class ClassifierTrainer:
             tensors[name] = parameter
             if self.step:
                 tensors |= {f"{state}|{name}": self.optimizer.state[parameter][state] for state in STATES}
-        state = {"step": self.step, "best": self.best, "history": self.history}
+        state = {"step": self.step, "history": self.history}
         write_tensors(tensors, self.work / "checkpoint.safetensors", {"state": json.dumps(state)})
 
     def restore(self) -> None:
@@ -168,19 +166,13 @@ class ClassifierTrainer:
         with safe_open(path, "pt") as stored:
             state = json.loads(stored.metadata()["state"])
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no iterator)
-        self.step, self.best, self.history = state["step"], state["best"], state["history"]
+        self.step, self.history = state["step"], state["history"]
         for name, parameter in self.trained.items():
             parameter.data.copy_(tensors[name])
             if not self.step:
                 continue
             moments = {moment: tensors[f"{moment}|{name}"].to(parameter.device) for moment in STATES}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
-
-    def load(self, path: Path) -> None:
-        from safetensors.torch import load_file
-
-        for name, tensor in load_file(path).items():
-            self.trained[name].data.copy_(tensor)
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
