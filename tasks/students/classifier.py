@@ -43,9 +43,7 @@ class Classifier:
 
     name: Literal["classifier"] = "classifier"
     base: Annotated[str, Field(description="Hugging Face id or path; empty takes FLYWHEEL_ENCODER")] = ""
-    learning_rate: Annotated[
-        float, Field(gt=0, lt=0.1, description="Peak rate of the encoder; the head's is 10 times")
-    ] = 5e-5
+    learning_rate: Annotated[float, Field(gt=0, lt=0.1, description="Peak rate of AdamW")] = 1e-4
     epochs: Annotated[int, Field(ge=0, le=100, description="Passes over the training rows; 0: the head alone")] = 4
     batch_tokens: Annotated[int, Field(ge=64, description="Tokens in one step, padding included")] = 1024
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="Share of an answer that all labels get")] = 0.1

@@ -54,11 +54,13 @@ def accelerator(shard: bool = False) -> "Accelerator":
     # The others wait while the first asks the teacher; if one of them dies, torchrun ends them all.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return Accelerator(
+    made = Accelerator(
         cpu=not torch.cuda.is_available(),
         fsdp_plugin=plugin if shard and several else None,
         kwargs_handlers=[patient],
     )
+    made.state.fsdp_plugin = plugin if shard and several else None  # on a CPU accelerate leaves it out; torch shards
+    return made
 
 
 class Trainer:
@@ -84,7 +86,7 @@ class Trainer:
         self.packed = pack(model.get_base_model())
         self.adapter = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = Muon(self.adapter.values(), lr=spec.learning_rate)
-        if self.processes.distributed_type == "FSDP":
+        if self.processes.state.fsdp_plugin:
             if not self.packed:
                 kind = model.config.model_type
                 raise SetupError(f"a {kind!r} model cannot be packed, so not be sharded either; unset FLYWHEEL_SHARD")
