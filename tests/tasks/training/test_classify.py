@@ -15,7 +15,7 @@ from tasks.students import Classifier
 from tasks.training.classify import ClassifierTrainer, Text, temperature
 from tasks.training.encoder import LENGTH, Classifying, read, write
 
-SPEC = Classifier(epochs=3, batch_tokens=64, learning_rate=3e-3, checkpoint_steps=2)
+SPEC = Classifier(epochs=3, batch_tokens=64, learning_rate=1e-2, checkpoint_steps=2)
 LABELS = 3
 
 

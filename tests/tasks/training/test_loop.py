@@ -68,6 +68,19 @@ def test_own_answers_are_those_of_one_process_in_two(tmp_path: Path) -> None:
     assert two["history"] == one["history"]
 
 
+def test_each_of_two_processes_holds_half_of_a_sharded_base_and_steps_as_one_that_holds_all(tmp_path: Path) -> None:
+    command = [sys.executable, *TWO, "-m", "tests.tasks.training.held", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    trainer = Trainer(small_model(), job.SPEC, tmp_path, imitation)
+    losses = [trainer.learn(EXAMPLES[n : n + 6], 0.5) for n in range(0, 18, 6)]
+    for process in (0, 1):
+        found = json.loads((tmp_path / f"{process}.json").read_text())
+        assert found["held"] == pytest.approx(0.5, abs=0.01)
+        assert found["losses"] == pytest.approx(losses, abs=1e-5)
+
+
 def test_another_seed_gives_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     adapters = []
