@@ -137,7 +137,7 @@ def test_two_processes_train_on_one_pruned_base(
 def test_a_champion_s_adapter_and_a_pruned_base_do_not_go_together(
     bare: Path, dataset: str, student: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match="the champion's adapter does not fit it: give start=base"):
+    with pytest.raises(ValueError, match="the champion's adapter does not fit: give start=base"):
         replace(SPEC, start="champion")
     folder = Path(student["path"])
     made = {"metrics": {}, "tags": {}, "parameters": {}, "run_name": "student"}
