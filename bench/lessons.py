@@ -47,21 +47,27 @@ def right(path: str, dataset: Any) -> tuple[int, int]:
     return len(examples) - len(unlearned(model, examples, 2048)), len(examples)
 
 
-def main(steps: int, seeds: int, names: list[str]) -> None:
+def shop() -> Any:
+    """A dataset of a day at the shop."""
     from flows.demo import open_shop
     from infra.database.session import session
     from infra.database.tables import Interaction
     from infra.seedling.simulate import WORKLOAD
     from tasks.curate import CurateSpec, curate
-    from tasks.distill import distill
     from tasks.frozen import load
-    from tasks.students import Causal
 
     with session() as db:
         empty = db.query(Interaction).first() is None
     if empty:
         asyncio.run(open_shop(1, 3000))
-    dataset = load(curate(WORKLOAD, CurateSpec(validation=0.25))["dataset_id"])
+    return load(curate(WORKLOAD, CurateSpec(validation=0.25))["dataset_id"])
+
+
+def main(steps: int, seeds: int, names: list[str]) -> None:
+    from tasks.distill import distill
+    from tasks.students import Causal
+
+    dataset = shop()
     for name, options in lessons().items():
         if names and name not in names:
             continue

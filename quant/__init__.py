@@ -8,6 +8,9 @@ rounds), `pack.py` turns the integers into bytes, `linear.py` keeps them where t
 writes them out. No stage re-quantizes: scales are fp16 before any integer is chosen, so what is measured here is
 what a runtime computes, up to the runtime's own activation rounding.
 
+A model can be made smaller first: `quant.pruning.prune` returns one with fewer blocks, heads, neurons or channels, of
+the same class, which is to be trained again before it is quantized like any other.
+
 This file imports nothing heavy, so that a command line can read the specs in `quant.methods` without loading torch.
 """
 

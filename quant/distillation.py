@@ -98,7 +98,7 @@ def course(model: nn.Module, batches: Sequence[Batch]) -> Course:
 def lesson(model: nn.Module, batch: Batch) -> Lesson:
     """What `model`, not quantized yet, says on a batch."""
     where = _where(batch)
-    return Lesson(batch, where, _log_probabilities(model, batch, where))
+    return Lesson(batch, where, log_probabilities(model, batch, where))
 
 
 def train(
@@ -176,7 +176,7 @@ def _where(batch: Batch) -> Tensor:
     return answer_follows & attended
 
 
-def _log_probabilities(model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
+def log_probabilities(model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
     """float32 [n, V] at the positions of `where`. The head, a large part of a small model, sees no others."""
     device = next(model.parameters()).device
     ids, mask, chosen = (t.to(device) for t in (batch["input_ids"], batch["attention_mask"], where))
@@ -193,5 +193,5 @@ def _log_probabilities(model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
 
 def _divergence(model: nn.Module, lesson: Lesson) -> Tensor:
     """Mean KL(unquantized || model) per position, in nats."""
-    given = _log_probabilities(model, lesson.batch, lesson.where)
+    given = log_probabilities(model, lesson.batch, lesson.where)
     return (lesson.wanted.exp() * (lesson.wanted - given)).sum(-1).mean()

@@ -6,7 +6,7 @@ dataset and a spec become the merged weights and the adapter.
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -14,11 +14,13 @@ from pydantic import Field
 
 from infra.registry import ADAPTER
 from infra.settings import SetupError, settings
+from quant.pruning import Prune
 from tasks.lessons import Learn, Logits, Prefer
 from tasks.lessons.lesson import Desk, Progress
 from tasks.lessons.preferences import Stage
 from tasks.students.adapters import Adapter, fresh, save
 from tasks.students.champion import beginning, go_on
+from tasks.students.pruned import pruned, report_of
 from tasks.teachers import LocalTeacher, teacher_for
 from tasks.teachers.hf import load_model, model_fingerprint
 
@@ -36,6 +38,10 @@ class Causal:
 
     name: Literal["causal"] = "causal"
     base: Annotated[str, Field(description="Hugging Face id or path; empty takes FLYWHEEL_STUDENT")] = ""
+    prune: Annotated[
+        Prune | None,
+        Field(description="Cut out of the base before: shares to keep of its layers, heads, mlp and hidden, 1 is all"),
+    ] = None
     start: Annotated[
         Literal["base", "champion"], Field(description="Begin with a fresh adapter, or with that of what serves")
     ] = "base"
@@ -71,6 +77,8 @@ class Causal:
     seed: Annotated[int, Field(description="Of the order of the batches and a fresh adapter's weights")] = 0
 
     def __post_init__(self) -> None:
+        if self.prune and self.start == "champion":
+            raise ValueError("prune makes another base, which the champion's adapter does not fit: give start=base")
         if self.adapter == "pissa" and self.start == "champion":
             raise ValueError("pissa is a way to begin afresh: a champion's adapter goes on as lora, or start=base")
 
@@ -114,11 +122,15 @@ class Causal:
             stage = Stage(tokenizer, judged, work / "prefer", self.checkpoint_steps, self.seed, progress)
             said = self.prefer.prefer(adapted, stage)
             report["prefer"] = {**said, "validation_loss": self.validated(adapted, dataset, tokenizer)}
-        begun = beginning(dataset, self)
-        made_from = {"base": self.path, "fingerprint": model_fingerprint(self.path)}
+        begun, base = beginning(dataset, self), self.put_on(dataset, work)
+        made_from = {
+            "base": self.path,
+            "prune": self.prune and asdict(self.prune),
+            "fingerprint": model_fingerprint(base),
+        }
         save(adapted, folder / ADAPTER, self, work, {**made_from, "datasets": [*begun.datasets, dataset.id]})
         write(folder, adapted, tokenizer, report["max_tokens"])
-        return {**report, "start": begun.said}
+        return {**report, **(report_of(Path(base)) if self.prune else {}), "start": begun.said}
 
     def fit(self, dataset: "Dataset", work: Path, progress: Progress | None) -> dict[str, Any]:
         """Learn the lesson, alone or as one of torchrun's processes; the best epoch's adapter is left in `work`."""
@@ -170,9 +182,14 @@ class Causal:
         groups = schedule(examples, self.batch_tokens, 0, 0, packed=False)
         return round(imitation_loss(adapted, groups).mean.item(), 5)
 
+    def put_on(self, dataset: "Dataset", work: Path) -> str:
+        """Where that lies which the adapter is put on: the base, or what is left of it."""
+        return str(pruned(self.path, self.prune, dataset, work)) if self.prune else self.path
+
     def adapted(self, dataset: "Dataset", work: Path) -> Any:
         """The base with the adapter that training starts from."""
-        model, champion = load_model(self.path), beginning(dataset, self).adapter
+        model, champion = load_model(self.put_on(dataset, work)), beginning(dataset, self).adapter
+        model.name_or_path = self.path  # what the adapter names, and not a folder that goes when it is trained
         if champion:
             return go_on(model, self, champion, model_fingerprint(self.path))
         return fresh(model, self, work)

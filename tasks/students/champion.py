@@ -83,7 +83,8 @@ def go_on(model: Any, spec: "Causal", champion: registry.Version, base: str) -> 
     ours = {"adapter": spec.adapter, "rank": spec.rank, "alpha": spec.alpha, "targets": _last(layers(model, spec))}
     differ = [f"{name} {theirs[name]} and not {ours[name]}" for name in ours if theirs[name] != ours[name]]
     if manifest["fingerprint"] != base:
-        differ.append(f"base {manifest['base']} ({manifest['fingerprint'][:12]}) and not {spec.path} ({base[:12]})")
+        whose = f"{'a pruned ' if manifest.get('prune') else ''}{manifest['base']}"
+        differ.append(f"base {whose} ({manifest['fingerprint'][:12]}) and not {spec.path} ({base[:12]})")
     if differ:
         raise SetupError(
             f"the adapter of champion {champion.version} of {champion.workload!r} has {', '.join(differ)}; "
