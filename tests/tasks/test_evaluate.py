@@ -27,6 +27,7 @@ from tasks.evaluate import (
     evaluate_teacher,
 )
 from tasks.frozen import freeze
+from tasks.metrics import ToolCall
 from tasks.scorecards import read_answers, read_items
 from tasks.teachers import LocalTeacher
 from tests.conftest import living_in
@@ -112,8 +113,8 @@ def test_a_candidate_is_scored_by_what_its_engine_answers(home: Path, made: Path
     with session(write=False) as db:
         row = db.get_one(Scorecard, card["scorecard_id"])
     assert row.artifact_hash == registry.artifact_hash(made) and row.flow_run_id == "run-1"
-    assert row.spec == {"metric": "quality", "latency_sample": 3, "parallel": 8}
-    assert [item.right for item in read_items(Path(row.path))] == [i % 3 != 0 for i in range(12)]
+    assert row.spec["metric"] == {"name": "quality"} and row.spec["latency_sample"] == 3
+    assert [item.value for item in read_items(Path(row.path))] == [i % 3 != 0 for i in range(12)]
     json.dumps(card)
 
 
@@ -121,7 +122,7 @@ def test_a_scorecard_is_made_once_and_becomes_the_newest_when_asked_for_again(ho
     dataset_id = frozen(logged())
     name = candidate(dataset_id, made)
     first = evaluate_candidate(dataset_id, name, SPEC)
-    other = evaluate_candidate(dataset_id, name, EvaluateSpec(metric="tool_call", latency_sample=3))
+    other = evaluate_candidate(dataset_id, name, EvaluateSpec(metric=ToolCall(), latency_sample=3))
     assert other["scorecard_id"] != first["scorecard_id"]
     assert evaluate_candidate(dataset_id, name, SPEC) == first, "measured again, the speeds would differ"
     with session(write=False) as db:

@@ -17,10 +17,10 @@ SPEC = GateSpec()
 def card(name: str, right: Sequence[bool], conversations: Sequence[str] | None = None, **metrics: Any) -> Card:
     """A scorecard whose odd items are calls and even ones words."""
     items = tuple(
-        Item(i, conversations[i] if conversations else f"c{i}", ("calls",) if i % 2 else ("words",), r)
+        Item(i, conversations[i] if conversations else f"c{i}", ("calls",) if i % 2 else ("words",), float(r))
         for i, r in enumerate(right)
     )
-    return Card(f"candidate:{name}", name, {"metric": "quality", "n": len(items), **metrics}, items)
+    return Card(f"candidate:{name}", name, {"metric": {"name": "quality"}, "n": len(items), **metrics}, items)
 
 
 def answers(n: int, *wrong: int) -> list[bool]:
@@ -28,25 +28,25 @@ def answers(n: int, *wrong: int) -> list[bool]:
 
 
 def outcome(candidate: Card, reference: Card, spec: GateSpec = SPEC) -> str:
-    return judge(candidate, reference, spec).outcome
+    return judge(candidate, [reference], spec).outcome
 
 
 def test_promotes_what_is_shown_to_be_no_worse_and_gives_the_numbers() -> None:
-    judgement = judge(card("int4", answers(400, 1, 2)), card("teacher", answers(400, 2, 3)), SPEC)
+    judgement = judge(card("int4", answers(400, 1, 2)), [card("teacher", answers(400, 2, 3))], SPEC)
     assert judgement.outcome == "promote"
     (reason,) = judgement.reasons
-    assert "99.5% right against 99.5% of teacher, 400 items, 1 won and 1 lost" in reason
+    assert "99.5% right against 99.5% of teacher, 400 items, 400 by teacher's answer, 1 won and 1 lost" in reason
     assert "difference +0.0 points, at 95% confidence at least -0.9, and -3.0 is allowed" in reason
 
 
 def test_rejects_what_is_shown_to_be_worse() -> None:
-    judgement = judge(card("int2", answers(400, *range(60))), card("teacher", answers(400)), SPEC)
+    judgement = judge(card("int2", answers(400, *range(60))), [card("teacher", answers(400))], SPEC)
     assert judgement.outcome == "reject"
     assert "at most -12.3, below the -3.0 allowed" in judgement.reasons[0]
 
 
 def test_too_few_items_to_tell_is_inconclusive_and_says_how_many_would() -> None:
-    few = judge(card("int4", answers(120, 0, 1, 2)), card("teacher", answers(120)), SPEC)
+    few = judge(card("int4", answers(120, 0, 1, 2)), [card("teacher", answers(120))], SPEC)
     assert few.outcome == "inconclusive"
     (reason,) = few.reasons
     found = re.search(r"about (\d+) items would tell", reason)
@@ -74,13 +74,13 @@ def test_a_declared_slice_can_stop_what_is_fine_overall() -> None:
     teacher = card("teacher", answers(1000, *range(0, 120, 2)))
     assert outcome(lost_calls, teacher) == "promote"
     strict = GateSpec(slices=("words", "calls"), slice_margin=0.03)
-    judgement = judge(lost_calls, teacher, strict)
+    judgement = judge(lost_calls, [teacher], strict)
     assert judgement.outcome == "reject"
     assert judgement.reasons[0].startswith("on slice 'calls' 88.0% right against 100.0%")
 
 
 def test_a_slice_that_was_not_scored_fails_closed() -> None:
-    judgement = judge(card("a", answers(400)), card("t", answers(400)), GateSpec(slices=("tool:refund",)))
+    judgement = judge(card("a", answers(400)), [card("t", answers(400))], GateSpec(slices=("tool:refund",)))
     assert judgement.outcome == "inconclusive"
     assert "'tool:refund'" in judgement.reasons[0]
 
@@ -96,7 +96,7 @@ def test_a_broken_budget_rejects_and_one_that_was_not_measured_fails_closed(
     budget: dict[str, Any], measured: dict[str, Any], said: str
 ) -> None:
     teacher, (name, value) = card("teacher", answers(400)), next(iter(measured.items()))
-    broken = judge(card("int4", answers(400), **measured), teacher, GateSpec(**budget))
+    broken = judge(card("int4", answers(400), **measured), [teacher], GateSpec(**budget))
     assert (broken.outcome, broken.reasons) == ("reject", [said])
     assert outcome(card("int4", answers(400), **{name: value / 2}), teacher, GateSpec(**budget)) == "promote"
     assert outcome(card("int4", answers(400)), teacher, GateSpec(**budget)) == "inconclusive"
@@ -119,25 +119,25 @@ def test_scorecards_that_do_not_match_fail_closed() -> None:
         replace(good, items=(*good.items[:-1], good.items[0])),
         replace(good, items=(*good.items[:-1], good.items[-1]._replace(interaction_id=999))),
         replace(good, items=(*good.items[:-1], good.items[-1]._replace(slices=()))),
-        replace(good, metrics={**good.metrics, "metric": "tool_call"}),
+        replace(good, metrics={**good.metrics, "metric": {"name": "tool_call", "alternatives": {}}}),
     ):
         assert outcome(broken, teacher) == "inconclusive"
         assert outcome(good, replace(broken, name="teacher")) == "inconclusive"
-        assert judge(broken, teacher, SPEC).reasons[0]
+        assert judge(broken, [teacher], SPEC).reasons[0]
 
 
 def test_the_order_of_the_items_does_not_matter() -> None:
     wrong = answers(400, 1, 2)
     shuffled = replace(card("int4", wrong), items=card("int4", wrong).items[::-1])
     teacher = card("teacher", answers(400, 2, 3))
-    assert judge(shuffled, teacher, SPEC) == judge(card("int4", wrong), teacher, SPEC)
+    assert judge(shuffled, [teacher], SPEC) == judge(card("int4", wrong), [teacher], SPEC)
 
 
 def test_items_of_one_conversation_count_once() -> None:
     alone, long = [f"c{i}" for i in range(120)], [f"c{i // 4}" for i in range(120)]
     spec = GateSpec(min_holdout=1)
     assert outcome(card("a", answers(120), alone), card("t", answers(120), alone), spec) == "promote"
-    judgement = judge(card("a", answers(120), long), card("t", answers(120), long), spec)
+    judgement = judge(card("a", answers(120), long), [card("t", answers(120), long)], spec)
     assert judgement.outcome == "inconclusive"
     assert "120 items (worth 30 independent ones)" in judgement.reasons[0]
 

@@ -12,6 +12,7 @@ from infra import registry
 from infra.database.session import session
 from infra.database.tables import Candidate, Dataset, Scorecard, Student, Verdict
 from infra.settings import SetupError, settings
+from tasks.metrics import Answered, Quality
 from tasks.release import GateSpec, newest_dataset, release, rollback, scorecard_table, verdict_markdown
 from tasks.scorecards import score, write_items
 from tests.conftest import living_in
@@ -71,10 +72,11 @@ class Turn:
             for i in range(N)
         ]
         answers = [{"role": "assistant", "content": "no" if i in wrong else "yes"} for i in range(N)]
-        metrics, items = score(rows, answers, "quality")
+        answered = [Answered(row, answer) for row, answer in zip(rows, answers, strict=True)]
+        metrics, items = score(answered, Quality())
         card_id = f"{self.dataset_id}-{subject}"
         path = settings().home / "scorecards" / card_id.replace(":", "-") / "items.parquet"
-        write_items(path, rows, answers, items)
+        write_items(path, answered, items)
         measured = {"bytes": bytes, "seconds_per_request": seconds, "tokens_per_second": 100.0, "latency_p50_ms": 9.0}
         measured |= more
         with session() as db:
@@ -177,7 +179,7 @@ def test_doing_it_again_changes_nothing() -> None:
         rollback("again")
 
 
-def test_the_next_turn_is_held_against_the_champion_not_the_teacher() -> None:
+def test_the_next_turn_is_held_against_the_champion_and_the_teacher() -> None:
     first = Turn("next")
     first.scored("teacher")
     first.model("int4")
@@ -194,7 +196,7 @@ def test_the_next_turn_is_held_against_the_champion_not_the_teacher() -> None:
     result = release(second.dataset_id, SPEC)
     assert (result["outcome"], result["reference"], result["version"]) == ("reject", "champion:1", None)
     assert registry.champion_number("next") == "1"
-    assert [row["verdict"] for row in scorecard_table(result)] == ["", "reference", "reject"]
+    assert [row["verdict"] for row in scorecard_table(result)] == ["reference", "reference", "reject"]
 
     second.model("better")
     assert release(second.dataset_id, SPEC)["version"] == "2"

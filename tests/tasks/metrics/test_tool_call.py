@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from tasks.metrics.tool_call import parts, summary, tool_call
+from tasks.metrics import Answered, Metric, ToolCall
+from tasks.metrics.tool_call import CallScore, summary
 
 
 def calling(*made: tuple[str, Any], content: str | None = None) -> dict[str, Any]:
@@ -16,6 +17,20 @@ def calling(*made: tuple[str, Any], content: str | None = None) -> dict[str, Any
         for i, (name, a) in enumerate(made)
     ]
     return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+def value(metric: Metric, answer: dict[str, Any], expected: dict[str, Any], **row: Any) -> float:
+    """What one answer is worth; -1 where the metric says nothing of it."""
+    found = metric.score(Answered({"expected": expected, **row}, answer))
+    return -1.0 if found is None else found.value
+
+
+def tool_call(answer: dict[str, Any], expected: dict[str, Any], **row: Any) -> bool:
+    return value(ToolCall(), answer, expected, **row) == 1
+
+
+def parts(answer: dict[str, Any], expected: dict[str, Any]) -> CallScore:
+    return ToolCall().parts(Answered({"expected": expected}, answer))
 
 
 def saying(words: str) -> dict[str, Any]:
@@ -87,9 +102,8 @@ def test_sub_scores_and_their_rates() -> None:
         parts(right, saying("y")),
         parts(saying("x"), saying("x")),
     ]
-    assert [s.name for s in scores] == [True, True, False, False, None, None, None]
+    assert [s.function for s in scores] == [True, True, False, False, None, None, None]
     assert [s.arguments for s in scores] == [True, False, False, False, None, None, None]
-    assert summary(scores) == {
-        "call_name": 2 / 4, "call_arguments": 1 / 4, "abstention_precision": 2 / 3, "abstention_recall": 2 / 3
-    }  # fmt: skip
-    assert summary([]) == dict.fromkeys(("call_name", "call_arguments", "abstention_precision", "abstention_recall"))
+    names = ("call_name", "call_arguments", "call_argument_share", "abstention_precision", "abstention_recall")
+    assert summary(scores) == dict(zip(names, (2 / 4, 1 / 4, 1.5 / 4, 2 / 3, 2 / 3), strict=True))
+    assert summary([]) == dict.fromkeys(names)
