@@ -61,7 +61,7 @@ class Drawn:
         unseen = 1.0 if difference >= self.difference else self.unseen.above(difference - self.difference)
         if self.certain:
             return unseen
-        against = 1 + np.count_nonzero(self.distribution <= difference)
+        against = min(self.resamples, 1 + int(np.count_nonzero(self.distribution <= difference)))
         return max(unseen, self._level(against / (self.resamples + 1)))
 
     def below(self, difference: float) -> float:
@@ -70,7 +70,7 @@ class Drawn:
 
         if self.certain:
             return 0.0 if self.difference < difference else 1.0
-        against = 1 + np.count_nonzero(self.distribution >= difference)
+        against = min(self.resamples, 1 + int(np.count_nonzero(self.distribution >= difference)))
         return 1 - self._level(1 - against / (self.resamples + 1))
 
     def bounds(self, confidence: float) -> tuple[float, float]:

@@ -3,9 +3,9 @@
 It is found before anything is run, from what the gate's spec says: margins, slices, the confidence, and `spread`, how
 much a student differs from its reference from item to item. The tests' statistics are taken to be normal, with Tango's
 variance under the margin for shares (`proportions.py`), and are drawn a few thousand times; the share of draws in which
-Holm's procedure shows all of them is the power, and a bisection finds where it is enough. The tests are drawn
-independently of each other. Really they go up and down together, for a slice is a part of the whole: that only helps
-them to succeed together.
+Holm's procedure shows all of them is the power, and a bisection finds where it is enough, even if the draws were lucky
+by two of their standard errors. The tests are drawn independently of each other. Really they go up and down together,
+for a slice is a part of the whole: that only helps them to succeed together.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,8 @@ def recommended(
         away = margins * np.sqrt(n * independent * shares)
         statistics = (np.sqrt(variance) * luck + away) / np.sqrt(at_margin)
         shown = np.sort(statistics, axis=1)[:, ::-1] >= limits
-        return bool(shown.all(axis=1).mean() >= power)
+        share = shown.all(axis=1).mean()
+        return bool(share - 2 * np.sqrt(share * (1 - share) / DRAWS) >= power)
 
     low, high = 0, 64
     while not enough(high):

@@ -142,6 +142,68 @@ def test_items_of_one_conversation_count_once() -> None:
     assert "120 items (worth 30 independent ones)" in judgement.reasons[0]
 
 
+def test_a_candidate_is_held_against_champion_and_teacher_so_that_margins_do_not_add_up() -> None:
+    """Each step of 2 points is within the margin of the step before, and the second is not within it of the teacher."""
+    teacher = card("teacher", answers(3000))
+    champion = card("champion", answers(3000, *range(60)))
+    candidate = card("int4", answers(3000, *range(120)))
+    assert outcome(champion, teacher) == outcome(candidate, champion) == "promote"
+    judgement = judge(candidate, [champion, teacher], SPEC)
+    assert judgement.outcome == "reject"
+    assert [(f.reference, f.outcome) for f in judgement.findings] == [
+        ("candidate:champion", "promote"), ("candidate:teacher", "reject")
+    ]  # fmt: skip
+    assert judge(champion, [champion, teacher], SPEC).outcome == "promote"
+    assert judge(candidate, [champion, replace(teacher, missing="is gone")], SPEC).outcome == "inconclusive"
+
+
+def test_every_slice_makes_each_test_harder_to_pass() -> None:
+    """Holm: the surest of three tests needs 98.3 %, and what does not pass says how large the holdout should be."""
+    teacher, student = card("teacher", answers(300)), card("int4", answers(300, 0, 2))
+    assert outcome(student, teacher) == "promote"
+    judgement = judge(student, [teacher], GateSpec(slices=("calls", "words"), slice_margin=0.035))
+    assert judgement.family == 3 and judgement.outcome == "inconclusive"
+    assert [f.slice for f in judgement.findings] == ["", "calls", "words"]
+    assert judgement.findings[0].confidence == pytest.approx(1 - 0.05 / 3)
+    assert judgement.findings[2].needed is not None and judgement.findings[2].needed > 300
+    assert re.search(r"about \d+ items in the holdout, \d+ of this slice, would tell", judgement.findings[2].reason)
+
+
+def test_the_worst_slices_are_tested_and_all_that_were_looked_at_count() -> None:
+    teacher = card("teacher", answers(2000))
+    student = card("int4", answers(2000, *range(1, 800, 14)))  # a loss of 5.8 points on the calls, 2.9 on the whole
+    spec = GateSpec(margin=0.05, slice_margin=0.05, worst=1)
+    assert outcome(student, teacher, replace(spec, worst=0)) == "promote"
+    judgement = judge(student, [teacher], spec)
+    assert judgement.outcome != "promote" and judgement.findings[1].slice == "calls"
+    assert judgement.family == 3, "the whole, and both slices that were looked at"
+
+
+def test_what_is_no_share_is_bootstrapped_by_conversation() -> None:
+    def told(values: Sequence[float], size: int) -> Card:
+        items = tuple(Item(i, f"c{i // size}", (), value) for i, value in enumerate(values))
+        return Card("candidate:a", "a", {"metric": {"name": "rouge_l"}, "n": len(items)}, items)
+
+    theirs = [0.5 + 0.4 * ((7 * i) % 10 - 4.5) / 10 for i in range(400)]
+    ours = [value + 0.3 * ((i // 4 * 7) % 10 - 4.5) / 10 for i, value in enumerate(theirs)]
+    alone, together = (judge(told(ours, size), [told(theirs, size)], SPEC) for size in (1, 4))
+    assert alone.outcome == "promote" and together.findings[0].low < alone.findings[0].low  # type: ignore[operator]
+    assert "50.0% by rouge_l against 50.0% of a" in alone.reasons[0]
+    worse = [value - 0.1 for value in ours]
+    assert judge(told(worse, 4), [told(theirs, 4)], SPEC).outcome == "reject"
+
+
+def test_each_number_says_by_whom_its_items_were_judged() -> None:
+    def judged(right: Sequence[bool]) -> Card:
+        made = card("a", right)
+        said = [("gold label", "correction", "teacher's answer")[min(2, i // 50)] for i in range(len(right))]
+        return replace(made, items=tuple(i._replace(yardstick=s) for i, s in zip(made.items, said, strict=True)))
+
+    (finding,) = judge(judged(answers(400)), [judged(answers(400))], SPEC).findings
+    assert finding.yardsticks == {"gold label": 50, "correction": 50, "teacher's answer": 300}
+    assert "400 items, 50 by gold label, 50 by correction, 300 by teacher's answer" in finding.reason
+
+
 pairs = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 40)), min_size=1, max_size=160)
 specs = st.builds(
     GateSpec,

@@ -10,8 +10,9 @@ from sqlalchemy import select
 
 from infra import registry
 from infra.database.session import session
-from infra.database.tables import Candidate, Dataset, Scorecard, Student, Verdict
+from infra.database.tables import Candidate, Dataset, DatasetItem, Interaction, Scorecard, Student, Verdict, now
 from infra.settings import SetupError, settings
+from tasks import looks
 from tasks.metrics import Answered, Quality
 from tasks.release import GateSpec, newest_dataset, release, rollback, scorecard_table, verdict_markdown
 from tasks.scorecards import score, write_items
@@ -319,3 +320,48 @@ def test_the_newest_dataset_is_the_last_one_frozen() -> None:
     Turn("dated")
     Turn("dated", 2)
     assert newest_dataset("dated") == "dated-2"
+
+
+def test_a_holdout_decides_so_often_and_then_asks_for_a_fresh_one() -> None:
+    turn = Turn("used")
+    with session() as db:
+        db.get_one(Dataset, turn.dataset_id).spec = {"looks": 2}
+        like = {"source": "t", "workload": "used", "conversation": "c", "at": now(), "request": {}, "response": {}}
+        rows = [{**like, "external_id": f"used{i}"} for i in range(2)]
+        made = [Interaction(**row) for row in rows]
+        db.add_all(made)
+        db.flush()
+        db.add_all(DatasetItem(dataset_id=turn.dataset_id, interaction_id=one.id, split="holdout") for one in made)
+    turn.scored("teacher")
+    for name in ("first", "second"):
+        turn.model(name, wrong=range(60))
+    assert release(turn.dataset_id, SPEC)["looks"] == 2
+    assert release(turn.dataset_id, SPEC)["outcome"] == "reject", "again, on the same scorecards: no look"
+    turn.model("third")
+    result = release(turn.dataset_id, SPEC)
+    assert (result["outcome"], result["looks"], result["budget"]) == ("inconclusive", 2, 2)
+    assert "has been used to decide 2 times and its budget is 2 (curate.looks)" in result["reasons"][-1]
+    assert "used to decide 2 times of 2" in verdict_markdown(result)
+    assert release(turn.dataset_id, GateSpec(margin=0.9))["outcome"] == "inconclusive", "another margin is another look"
+
+    other = Turn("used", 2)  # shares one item of two
+    with session() as db:
+        db.add(DatasetItem(dataset_id=other.dataset_id, interaction_id=made[0].id, split="holdout"))
+        third = Interaction(**{**rows[0], "external_id": "used3"})
+        db.add(third)
+        db.flush()
+        db.add(DatasetItem(dataset_id=other.dataset_id, interaction_id=third.id, split="holdout"))
+    assert looks.looks(other.dataset_id, "used") == 1.0
+
+
+def test_a_champion_that_is_itself_worse_than_the_teacher_is_said() -> None:
+    first = Turn("sunk")
+    first.scored("teacher")
+    first.model("int4", b"it serves")
+    release(first.dataset_id, SPEC)
+    second = Turn("sunk", 2)
+    second.scored("teacher")
+    second.model("int4", b"it serves", wrong=range(90))
+    result = release(second.dataset_id, SPEC)
+    assert result["outcome"] == "reject" and result["references"] == ["champion:1", "teacher"]
+    assert "serves, and is itself shown to be worse than the teacher" in verdict_markdown(result)

@@ -107,3 +107,35 @@ def test_sub_scores_and_their_rates() -> None:
     names = ("call_name", "call_arguments", "call_argument_share", "abstention_precision", "abstention_recall")
     assert summary(scores) == dict(zip(names, (2 / 4, 1 / 4, 1.5 / 4, 2 / 3, 2 / 3), strict=True))
     assert summary([]) == dict.fromkeys(names)
+
+
+def tool(**properties: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": properties}}}
+
+
+def test_an_argument_that_is_left_out_has_its_default() -> None:
+    tools = [tool(n={"type": "integer", "default": 10}, unit={"type": "string"})]
+    assert tool_call(calling(("f", {})), calling(("f", {"n": 10})), tools=tools)
+    assert not tool_call(calling(("f", {})), calling(("f", {"n": 11})), tools=tools)
+    assert not tool_call(calling(("f", {})), calling(("f", {"n": 10})))
+
+
+def test_a_list_has_no_order_where_its_schema_says_that_items_are_unique() -> None:
+    one, other = calling(("f", {"n": [1, 2]})), calling(("f", {"n": [2, 1]}))
+    assert tool_call(one, other, tools=[tool(n={"type": "array", "uniqueItems": True})])
+    assert not tool_call(one, other, tools=[tool(n={"type": "array"})])
+
+
+def test_alternatives_mean_the_same() -> None:
+    metric = ToolCall(alternatives={"f.by": [["UPS", "ups"], ["post", None]]})
+    ups, low, dhl, post, none = (calling(("f", {"by": by} if by else {})) for by in ("UPS", "ups", "DHL", "post", ""))
+    assert value(metric, low, ups) == value(metric, post, none) == value(metric, none, post) == 1
+    assert value(metric, dhl, ups) == value(metric, none, ups) == 0
+    assert value(metric, calling(("g", {"by": "ups"})), calling(("g", {"by": "UPS"}))) == 0, "of f alone"
+
+
+def test_the_share_of_arguments_pairs_parallel_calls_as_well_as_it_can() -> None:
+    due = calling(("f", {"a": 1, "b": 2}), ("f", {"a": 3, "b": 4}))
+    assert parts(calling(("f", {"a": 3, "b": 9}), ("f", {"a": 1, "b": 2})), due).share == pytest.approx(5 / 6)
+    assert parts(calling(("f", {"a": 1, "b": 2})), due).share == pytest.approx(3 / 6)
+    assert parts(saying("no"), due).share == 0
