@@ -88,7 +88,7 @@ class Judge(Metric):
         return [verdict(answer.message or {}) for answer in answers]
 
     def _endpoint(self) -> EndpointTeacher:
-        tally = Tally(self.prompt_price, self.completion_price, self.budget)
+        tally = Tally(self.prompt_price, self.completion_price, self.budget, role="judge")
         key = settings().judge_key.get_secret_value().strip()
         return EndpointTeacher(self.url, self.model, key, self.parallel, 0, Pace(self.rate_limit), tally, role="judge")
 

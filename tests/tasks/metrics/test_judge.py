@@ -12,6 +12,7 @@ from infra.database.tables import Interaction, now
 from infra.settings import SetupError
 from tasks.metrics import Answered, Judge, MetricSpec
 from tasks.metrics.judge import verdict
+from tasks.teachers.tally import BudgetSpent
 from tests.conftest import living_in
 from tests.tasks.metrics.test_tool_call import calling, saying
 from tests.tasks.teachers.server import refusal, said, serving
@@ -93,3 +94,13 @@ def test_it_is_on_the_menu() -> None:
     for wrong in ({"name": "judge", "model": "m", "url": "x"}, {"name": "judge"}, {"name": "bleu"}):
         with pytest.raises(ValidationError):
             menu.validate_python(wrong)
+
+
+def test_a_judge_costs_no_more_than_its_budget(home: Path) -> None:
+    with serving(lambda *_: said("[[A]]")) as endpoint:
+        judge = Judge(endpoint.url, "m", prompt_price=20000, completion_price=40000, budget=0.5, parallel=1)
+        with pytest.raises(BudgetSpent, match=r"the judge's budget of 0.5 USD.*or raise the judge's `budget`"):
+            judge.scores(asked(saying("x")))
+        assert len(endpoint.asked) == 1
+        with pytest.raises(SetupError, match="no price is known; set `prompt_price`"):
+            Judge(endpoint.url, "m", budget=1).scores(asked(saying("y")))
