@@ -184,8 +184,8 @@ def test_what_is_no_share_is_bootstrapped_by_conversation() -> None:
         items = tuple(Item(i, f"c{i // size}", (), value) for i, value in enumerate(values))
         return Card("candidate:a", "a", {"metric": {"name": "rouge_l"}, "n": len(items)}, items)
 
-    theirs = [0.5 + 0.4 * ((7 * i) % 10 - 4.5) / 10 for i in range(400)]
-    ours = [value + 0.3 * ((i // 4 * 7) % 10 - 4.5) / 10 for i, value in enumerate(theirs)]
+    theirs = [0.5 + 0.1 * ((7 * i) % 10 - 4.5) / 10 for i in range(400)]
+    ours = [value + 0.8 * ((i // 4 * 7) % 10 - 4.5) / 10 for i, value in enumerate(theirs)]
     alone, together = (judge(told(ours, size), [told(theirs, size)], SPEC) for size in (1, 4))
     assert alone.outcome == "promote"
     widths = [(found.findings[0].difference or 0) - (found.findings[0].low or 0) for found in (alone, together)]

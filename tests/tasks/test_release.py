@@ -365,3 +365,12 @@ def test_a_champion_that_is_itself_worse_than_the_teacher_is_said() -> None:
     result = release(second.dataset_id, SPEC)
     assert result["outcome"] == "reject" and result["references"] == ["champion:1", "teacher"]
     assert "serves, and is itself shown to be worse than the teacher" in verdict_markdown(result)
+
+
+def test_where_prices_are_known_cost_is_in_usd_and_not_in_seconds() -> None:
+    turn = Turn("priced")
+    turn.scored("teacher", seconds=None, usd_per_1000=2.0)
+    turn.model("int4", seconds=0.1, usd_per_1000=0.5)
+    result = release(turn.dataset_id, GateSpec(max_cost=0.3))
+    assert result["outcome"] == "promote" and result["rows"][1]["cost"] == 0.25
+    assert release(turn.dataset_id, GateSpec(max_cost=0.2))["outcome"] == "reject"
