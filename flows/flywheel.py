@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from pydantic import Field
 
 from flows.cluster import require
@@ -18,6 +18,8 @@ from infra.settings import SetupError, settings
 from tasks.curate import CurateSpec
 from tasks.evaluate import EvaluateSpec
 from tasks.lessons.top_k import CORRECTED
+from tasks.plan import enough
+from tasks.plan import said as planned_as
 from tasks.quantize import CANDIDATES, CandidateSpec, fitting
 from tasks.release import GateSpec
 from tasks.sources import Source
@@ -58,6 +60,8 @@ def flywheel(
         ingest_stage(source)
     dataset = curate_stage(workload, curate)
     planned = plan_stage(dataset["dataset_id"], gate, evaluate)
+    if not enough(planned):
+        get_run_logger().warning(planned_as(planned))
     without = classify.unfit(dataset.get("answers", {}))
     kinds: list[tuple[StudentSpec, SweepSpec]] = [(distill, sweep)]
     if not without:

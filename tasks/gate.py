@@ -141,8 +141,14 @@ class Judgement:
 
     @property
     def reasons(self) -> list[str]:
-        """The findings that decided: all that agree with the outcome."""
-        return [f.reason for f in self.findings if f.outcome == self.outcome]
+        """The findings that decided: those that agree with the outcome; of slices that all passed, the closest."""
+        found = [f for f in self.findings if f.outcome == self.outcome]
+        passed = [f for f in found if f.slice and self.outcome == PROMOTE]
+        told = [f.reason for f in found if f not in passed]
+        if passed:
+            closest = max(passed, key=lambda f: f.p_value or 0.0)
+            told.append(f"all {len(passed)} tests of slices pass, the closest {closest.reason}")
+        return told
 
 
 @dataclass(frozen=True)

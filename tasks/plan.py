@@ -1,6 +1,5 @@
 """How large the holdout of a dataset should be for a gate to tell, before anything is trained or asked."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,6 @@ from tasks.evaluate import EvaluateSpec
 from tasks.gate import GateSpec
 
 Progress = Callable[[int, int, str], None]
-LOG = logging.getLogger("flywheel.gate")
 
 
 def plan(
@@ -62,17 +60,19 @@ def plan(
             evaluate.metric.binary,
             independent,
         )
-    if told["recommended"] is None or told["recommended"] > len(items):
-        LOG.warning("%s", said(told))
     return {**told, "tests": family}
+
+
+def enough(planned: dict[str, Any]) -> bool:
+    """Whether the holdout has what the gate asks for."""
+    return planned["recommended"] is not None and planned["recommended"] <= planned["holdout"]
 
 
 def said(planned: dict[str, Any]) -> str:
     """The plan in one line."""
     if planned["recommended"] is None:
         return f"the holdout of {planned['holdout']:,} has no item of a slice of gate.slices: the gate cannot promote"
-    enough = planned["recommended"] <= planned["holdout"]
-    more = "" if enough else "; an equal student may come out inconclusive"
+    more = "" if enough(planned) else "; an equal student may come out inconclusive"
     return (
         f"the gate asks for a holdout of about {planned['recommended']:,} items, there are {planned['holdout']:,}{more}"
     )

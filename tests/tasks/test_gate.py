@@ -169,6 +169,13 @@ def test_every_slice_makes_each_test_harder_to_pass() -> None:
     assert re.search(r"about \d+ items in the holdout, \d+ of this slice, would tell", judgement.findings[2].reason)
 
 
+def test_of_slices_that_pass_the_closest_is_told() -> None:
+    spec = GateSpec(slices=("calls", "words"))
+    judgement = judge(card("int4", answers(1000, 1, 3)), [card("teacher", answers(1000))], spec)
+    assert judgement.outcome == "promote" and len(judgement.findings) == 3 and len(judgement.reasons) == 2
+    assert judgement.reasons[1].startswith("all 2 tests of slices pass, the closest on slice 'calls' 99.6% right")
+
+
 def test_the_worst_slices_are_tested_and_all_that_were_looked_at_count() -> None:
     teacher = card("teacher", answers(2000))
     student = card("int4", answers(2000, *range(1, 800, 14)))  # a loss of 5.8 points on the calls, 2.9 on the whole

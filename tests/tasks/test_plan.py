@@ -1,14 +1,11 @@
 """How large the holdout should be, from a frozen dataset alone."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tasks.evaluate import EvaluateSpec
 from tasks.gate import GateSpec
-from tasks.plan import plan, said
+from tasks.plan import enough, plan, said
 from tests.tasks.test_evaluate import frozen, logged
 
 
@@ -16,15 +13,13 @@ def planned(gate: GateSpec) -> dict[str, Any]:
     return plan(frozen(logged()), gate, EvaluateSpec())
 
 
-def test_a_holdout_that_is_too_small_is_said_beforehand(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "flywheel.gate")
+def test_a_holdout_that_is_too_small_is_said_beforehand(home: Path) -> None:
     told = planned(GateSpec())
     assert told["holdout"] == 12 and told["tests"] == 1 and 600 < told["recommended"] < 750
-    assert "there are 12; an equal student may come out inconclusive" in caplog.text
-    caplog.clear()
-    enough = planned(GateSpec(margin=0.9))
-    assert enough["recommended"] <= 12 and not caplog.text
-    assert said(enough) == f"the gate asks for a holdout of about {enough['recommended']} items, there are 12"
+    assert not enough(told) and said(told).endswith("there are 12; an equal student may come out inconclusive")
+    wide = planned(GateSpec(margin=0.9))
+    assert enough(wide) and wide["recommended"] <= 12
+    assert said(wide) == f"the gate asks for a holdout of about {wide['recommended']} items, there are 12"
 
 
 def test_slices_and_a_search_for_the_worst_ask_for_more(home: Path) -> None:
