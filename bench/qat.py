@@ -35,6 +35,7 @@ from infra.seedling.make import IGNORED, encode
 from quant.calibrate import Batch
 from quant.methods import GPTQ, QAT, Method
 from tasks.gate import Card, GateSpec, judge
+from tasks.metrics import Answered, ExactMatch
 from tasks.scorecards import score
 from tasks.teachers.hf import load_model
 
@@ -125,12 +126,12 @@ def main() -> None:
             engine = engines.load(folder)
             answers = [reply.message for reply in engine.chat(requests)]
             engine.close()
-        metrics, judged = score(rows, answers, "exact_match")
+        metrics, judged = score([Answered(*pair) for pair in zip(rows, answers, strict=True)], ExactMatch())
         card = Card(artifact.name, artifact.name, metrics, tuple(judged))
         reference = reference or card
-        verdict = judge(card, reference, GateSpec())
-        right = sum(item.right for item in judged) / len(judged)
-        kept = right / (sum(item.right for item in reference.items) / len(judged))
+        verdict = judge(card, [reference], GateSpec())
+        right = sum(item.value for item in judged) / len(judged)
+        kept = right / (sum(item.value for item in reference.items) / len(judged))
         print(
             f"{artifact.name:<12} {engine.name:<9} {size / 1e6:5.2f} MB  {seconds:6.1f} s  right {right:.1%}, "
             f"{kept:.1%} of the unquantized one's; {verdict.outcome}: {verdict.findings[0].reason}",

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from pydantic import Field
 
 from flows.cluster import require
@@ -12,12 +12,14 @@ from flows.evaluate import score
 from flows.ingest import ingest_stage
 from flows.quantize import quantize_stage
 from flows.redeploy import redeploy_stage
-from flows.release import decide
+from flows.release import decide, plan_stage
 from flows.stage import aligned
 from infra.settings import SetupError, settings
 from tasks.curate import CurateSpec
 from tasks.evaluate import EvaluateSpec
 from tasks.lessons.top_k import CORRECTED
+from tasks.plan import enough
+from tasks.plan import said as planned_as
 from tasks.quantize import CANDIDATES, CandidateSpec, fitting
 from tasks.release import GateSpec
 from tasks.sources import Source
@@ -57,6 +59,9 @@ def flywheel(
     if source is not None:
         ingest_stage(source)
     dataset = curate_stage(workload, curate)
+    planned = plan_stage(dataset["dataset_id"], gate, evaluate)
+    if not enough(planned):
+        get_run_logger().warning(planned_as(planned))
     without = classify.unfit(dataset.get("answers", {}))
     kinds: list[tuple[StudentSpec, SweepSpec]] = [(distill, sweep)]
     if not without:
@@ -73,7 +78,7 @@ def flywheel(
     result = decide(dataset["dataset_id"], gate)
     if result["outcome"] == "promote":
         result["served"] = redeploy_stage(workload)
-    return {**result, "dataset": dataset, "students": students, "no_classifier": without}
+    return {**result, "dataset": dataset, "plan": planned, "students": students, "no_classifier": without}
 
 
 def render(result: dict[str, Any]) -> str:
@@ -88,9 +93,11 @@ def learned(result: dict[str, Any]) -> list[str]:
     if "students" not in result:
         return []
     data, students = result["dataset"], result["students"]
+    asks = result.get("plan", {}).get("recommended")
     said = ", ".join(f"{n} {rule}" for rule, n in data["feedback"].items() if rule != "nothing") or "none"
     lines = [
-        f"{data['train']:,} interactions to train, {data['validation']:,} to validate, {data['holdout']:,} held out",
+        f"{data['train']:,} interactions to train, {data['validation']:,} to validate, {data['holdout']:,} held out"
+        + (f" (the gate asks for about {asks:,})" if asks else ""),
         "; ".join(
             [f"feedback used: {said}", *([prompt(students["causal"], data["prefix"])] if "causal" in students else [])]
         ),

@@ -5,11 +5,14 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+import tasks.plan
 import tasks.release
 from flows.stage import in_flow_run, stage
+from tasks.evaluate import EvaluateSpec
 from tasks.release import GateSpec
 
 release_stage = stage(tasks.release.release, retries=2)
+plan_stage = stage(tasks.plan.plan, retries=2)
 rollback_stage = stage(tasks.release.rollback)  # a repeated rollback would undo itself
 
 
@@ -24,17 +27,24 @@ def decide(dataset_id: str, gate: GateSpec) -> dict[str, Any]:
 
 
 @flow(name="release", flow_run_name="release-{workload}")
-def release(workload: str, rollback: bool = False, gate: GateSpec = GateSpec()) -> dict[str, Any]:  # noqa: B008 (frozen)
+def release(
+    workload: str,
+    rollback: bool = False,
+    plan: bool = False,
+    gate: GateSpec = GateSpec(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
     """Gate the candidates of a workload's newest dataset and promote the winner; or give `previous` back its place.
 
     Args:
         workload: The feature whose champion may change.
         rollback: Make the previous champion serve again instead.
+        plan: Only say how many items the gate asks the newest dataset's holdout to have.
         gate: What a candidate has to show.
     """
     if rollback:
         return rollback_stage(workload)
-    return decide(tasks.release.newest_dataset(workload), gate)
+    dataset_id = tasks.release.newest_dataset(workload)
+    return plan_stage(dataset_id, gate, EvaluateSpec()) if plan else decide(dataset_id, gate)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -42,4 +52,6 @@ def render(result: dict[str, Any]) -> str:
 
     if "outcome" in result:
         return turn(result)
+    if "recommended" in result:
+        return tasks.plan.said(result)
     return f"{result['workload']}: version {result['champion']} serves again, {result['previous']} is now `previous`"

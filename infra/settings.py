@@ -50,6 +50,7 @@ class Settings(BaseSettings):
         le=100,
         description="Likeliest tokens that a teacher endpoint is asked for at each position; 0 for none",
     )
+    judge_key: SecretStr = Field(SecretStr(""), description="Bearer token of the endpoint that judges answers")
     langfuse_host: str = Field("https://cloud.langfuse.com", description="Address of Langfuse's API")
     langfuse_public_key: SecretStr = Field(SecretStr(""), description="Public key of a Langfuse project")
     langfuse_secret_key: SecretStr = Field(SecretStr(""), description="Its secret key")

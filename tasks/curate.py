@@ -3,7 +3,8 @@
 The holdout is the latest traffic. What came before trains, unless it belongs to a conversation or near-duplicate
 cluster of the holdout, or ever was in one; validation is a random part of it, by whole conversations and clusters.
 Answers from that time that were objected to are kept apart, as `disliked`: students learn from them what not to say.
-Every interaction ends in one split or under one reason in `left_out`.
+Every interaction ends in one split or under one reason in `left_out`. A holdout decides so often and no more: then the
+next is cut from the latest that was not in it (`looks.py`).
 
 Traffic is read three times, a page at a time: for what requests share, to enter each interaction into a ledger of a few
 numbers (`ledger.py`), and to write those that were chosen. So a million interactions take no more memory than the
@@ -31,6 +32,7 @@ from tasks.answers import Answers
 from tasks.cases import Case, Window
 from tasks.frozen import Dataset, freeze, load
 from tasks.ledger import NOTHING, OBJECTED, Fault, Ledger
+from tasks.looks import BUDGET, used_up
 from tasks.policy import Judgement
 from tasks.relabel import Relabel, Relabeller
 from tasks.similarity import Hashes, NearDuplicates, template
@@ -72,6 +74,10 @@ class CurateSpec:
     ] = "students"
     min_rows: Annotated[int, Field(ge=4, description="Usable interactions without which there is no dataset")] = 40
     max_rows: Annotated[int, Field(ge=4, description="Latest interactions to look at")] = 50_000
+    looks: Annotated[
+        int,
+        Field(ge=1, description="Candidates that a holdout decides on, then a fresh one is cut"),
+    ] = BUDGET
     seed: int = 0
 
 
@@ -107,6 +113,9 @@ def curate(
     left_out: Counter[str] = Counter()
     usable, disliked, judgements = ledger.judged(relabeller.asks, left_out)
     left_out[OBJECTED] = len(disliked)
+    spent = np.isin(entries.ids[usable], used_up(workload, spec.looks))
+    left_out["in a holdout that is used up"] = int(spent.sum())
+    usable = usable[~spent]
     if len(usable) < spec.min_rows:
         raise too_small(workload, f"{len(usable)} usable rows, under min_rows={spec.min_rows}", len(ledger), left_out)
     held_out = entries.take(np.isin(entries.ids, held_out_before(workload)))

@@ -1,45 +1,37 @@
 """Candidates → scorecards: teacher, champion and candidates on the same holdout, on the same machine.
 
-What is measured is what would be served: the artifact's files, verified by their hash, as their engine runs them.
+What is expected of an item is what a person said, by a label or a correction, else the answer the teacher gave when it
+was logged. A teacher scored by its logged answers (there is none to ask anew) therefore agrees with itself by
+construction, and only labels and corrections can count against it; asked anew it differs where its answers are not
+deterministic. What an endpoint was asked before, for `curate` or for a scorecard, it is not asked again, so with its
+relabelled answers it agrees, too. An item that it refuses (its filter, its context) is a wrong answer, as it would be
+in service, and counted in `unanswered`; if it fails otherwise there is no scorecard.
 
-What is expected of an item is the correction a person gave, else the answer the teacher gave when it was logged. A
-teacher scored by its logged answers (there is none to ask anew) therefore agrees with itself by construction, and only
-corrections can count against it; asked anew it differs where its answers are not deterministic. What an endpoint was
-asked before, for `curate` or for a scorecard, it is not asked again, so with its relabelled answers it agrees, too. An
-item that it refuses (its filter, its context) is a wrong answer, as it would be in service, and counted in
-`unanswered`; if it fails otherwise there is no scorecard.
-
-What a classifier abstains from is measured as the gateway serves it: the teacher's answer, from its scorecard, and the
-teacher's latency on top. The share of it is on the scorecard, and `release` adds the teacher's part of the cost.
+The share that a classifier leaves to the teacher is on the scorecard; `release` adds the teacher's part of the cost.
 """
 
 import hashlib
 import json
 import math
 import platform
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from infra.settings import SetupError, settings
-from tasks.metrics.latency import latency, throughput
-from tasks.metrics.size import size
+from tasks.asked import Answers, Asking, Row, StandIn, ask_artifact, ask_teacher, holdout
+from tasks.metrics import BESIDE, MetricSpec, Perplexity, Quality
+from tasks.metrics.cost import Prices
 from tasks.scorecards import read_answers, score, write_items
-from tasks.teachers import Answer, EndpointTeacher, LocalTeacher, LoggedTeacher, Question, teacher_for
-from tasks.teachers.answers import GIVEN_UP
+from tasks.teachers import LocalTeacher, teacher_for
 
 if TYPE_CHECKING:
-    from infra.engines import Engine, Reply
-    from tasks.curate import Dataset
+    from tasks.frozen import Dataset
 
 Progress = Callable[[int, int, str], None]
-Message = dict[str, Any]
-PAGE = 500
 
 
 @dataclass(frozen=True)
@@ -47,31 +39,23 @@ class EvaluateSpec:
     """What is measured.
 
     Attributes:
-        metric: What makes an item right; the gate compares its rate.
+        metric: What an answer is worth; the gate compares what that comes to.
+        beside: Told on the scorecard as well; each is absent where it says nothing.
         latency_sample: Holdout requests that are asked one at a time, after all were asked `parallel` at a time.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    metric: Literal["quality", "exact_match", "tool_call"] = "quality"
+    metric: Annotated[MetricSpec, Field(description="What the gate compares")] = Quality()  # noqa: RUF009 (frozen)
+    beside: Annotated[tuple[MetricSpec, ...], Field(description="Metrics that are told as well")] = BESIDE
     latency_sample: Annotated[int, Field(ge=1, description="Requests timed one at a time")] = 32
     parallel: Annotated[int, Field(ge=1, le=256, description="Requests at a time for throughput")] = 8
+    prices: Prices = Prices()  # noqa: RUF009
 
-
-@dataclass(frozen=True)
-class Answers:
-    """A model's answers to the holdout, in its order, and what they cost; None where it was not measured here."""
-
-    messages: list[Message]
-    measured: dict[str, Any]
-    asked: str
-
-
-class StandIn(NamedTuple):
-    """The teacher where a classifier abstains: its answers to the holdout, and its latency, `inf` if not known."""
-
-    answers: list[Message]
-    latency_ms: float
+    @property
+    def asking(self) -> Asking:
+        surprise = any(isinstance(metric, Perplexity) for metric in (self.metric, *self.beside))
+        return Asking(self.latency_sample, self.parallel, self.prices, surprise)
 
 
 def evaluate_teacher(
@@ -88,10 +72,11 @@ def evaluate_teacher(
     digest = _hash(teacher.artifact()) if isinstance(teacher, LocalTeacher) else None
     name = "teacher" if teacher.name == "teacher" else f"teacher ({teacher.name})"
 
-    def ask() -> Answers:
+    def ask(rows: list[Row]) -> Answers:
+        told = _named(progress, name)
         if isinstance(teacher, LocalTeacher):
-            return _measure(teacher.artifact(), dataset, spec, name, progress)
-        return _asked(teacher, dataset, progress)
+            return _measure(teacher.artifact(), rows, dataset, spec, told)
+        return ask_teacher(teacher, rows, spec.prices, progress or told)
 
     return _scorecard(dataset, spec, "teacher", teacher.identity, name, digest, ask, flow_run_id)
 
@@ -109,8 +94,8 @@ def evaluate_champion(
         return {}
     name = f"champion {serving.version} ({serving.tags.get('name', 'unnamed')})"
 
-    def ask() -> Answers:
-        return _measure(serving.folder, dataset, spec, name, progress)
+    def ask(rows: list[Row]) -> Answers:
+        return _measure(serving.folder, rows, dataset, spec, _named(progress, name))
 
     subject = f"champion:{serving.version}"
     return _scorecard(dataset, spec, subject, serving.artifact_hash, name, serving.artifact_hash, ask, flow_run_id)
@@ -145,8 +130,8 @@ def evaluate_candidate(
             f"remove {folder} and quantize again"
         )
 
-    def ask() -> Answers:
-        return _measure(folder, dataset, spec, candidate.name, progress)
+    def ask(rows: list[Row]) -> Answers:
+        return _measure(folder, rows, dataset, spec, _named(progress, candidate.name))
 
     return _scorecard(
         dataset, spec, f"candidate:{candidate_id}", actual, candidate.name, actual, ask, flow_run_id
@@ -170,106 +155,21 @@ def candidates_of(dataset_id: str) -> list[str]:
         return list(db.scalars(query))
 
 
-def _measure(folder: Path, dataset: "Dataset", spec: EvaluateSpec, name: str, progress: Progress | None) -> Answers:
-    """Load an artifact and ask it the holdout: all of it `parallel` at a time, then a sample one at a time."""
-    from infra.engines import load
+def _measure(folder: Path, rows: list[Row], dataset: "Dataset", spec: EvaluateSpec, told: Progress) -> Answers:
+    def stand_in() -> StandIn:
+        card = evaluate_teacher(dataset.id, spec, progress=told)
+        late = math.inf if card["latency_p50_ms"] is None else card["latency_p50_ms"]
+        return StandIn(read_answers(_items(card["scorecard_id"])), late, card["usd_per_1000"])
 
+    return ask_artifact(folder, rows, spec.asking, stand_in, told)
+
+
+def _named(progress: Progress | None, name: str) -> Progress:
     def told(done: int, total: int, _: str) -> None:
         if progress:
             progress(done, total, f"score {name}".replace(",", ""))
 
-    engine = load(folder)
-    try:
-        requests = _requests(dataset, engine)
-        engine.chat(requests[:1])  # the first request pays for what is allocated once
-        started = time.monotonic()
-        replies = engine.chat(requests, told, parallel=spec.parallel)
-        seconds = time.monotonic() - started
-        step = max(1, len(requests) // spec.latency_sample)
-        alone = engine.chat(requests[::step][: spec.latency_sample], parallel=1)
-    finally:
-        engine.close()
-    abstained = [_abstained(reply) for reply in replies]
-    teacher = _stand_in(dataset.id, spec, progress) if any(abstained) else StandIn([], math.inf)
-    written = sum(reply.completion_tokens for reply in replies)
-    waited = [reply.latency_ms + (teacher.latency_ms if _abstained(reply) else 0) for reply in alone]
-    measured: dict[str, Any] = {
-        "bytes": size(folder), "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
-        "completion_tokens": written, "abstained": sum(abstained) / len(replies),
-        **throughput(written, len(replies), seconds),
-        **{name: ms if ms != math.inf else None for name, ms in latency(waited).items()},
-    }  # fmt: skip
-    messages = [teacher.answers[i] if abstained[i] else reply.message for i, reply in enumerate(replies)]
-    return Answers(messages, measured, "anew")
-
-
-def _abstained(reply: "Reply") -> bool:
-    from infra.engines.engine import ABSTAINED
-
-    return reply.finish_reason == ABSTAINED
-
-
-def _stand_in(dataset_id: str, spec: EvaluateSpec, progress: Progress | None) -> StandIn:
-    card = evaluate_teacher(dataset_id, spec, progress=progress)
-    late = card["latency_p50_ms"]
-    return StandIn(read_answers(_items(card["scorecard_id"])), math.inf if late is None else late)
-
-
-def _requests(dataset: "Dataset", engine: "Engine") -> list[dict[str, Any]]:
-    """The holdout's requests as this artifact reads them: without the prefix that is baked into it.
-
-    A request with another prefix than the artifact's is asked in full. In service the teacher would answer it.
-    """
-    found = []
-    for row in dataset.split("holdout"):
-        full = {"messages": row["messages"], "tools": row["tools"]}
-        if dataset.prefix is not None:
-            full["messages"], full["tools"] = dataset.prefix.restore(row["messages"])
-        found.append(engine.strip(full) or full)
-    return found
-
-
-def _asked(teacher: EndpointTeacher | LoggedTeacher, dataset: "Dataset", progress: Progress | None) -> Answers:
-    """A teacher's answers to the requests exactly as the application sent them, as far as they were stored."""
-    from sqlalchemy import select
-
-    from infra.database.among import among
-    from infra.database.session import session
-    from infra.database.tables import Interaction
-
-    rows = dataset.split("holdout")
-    answers: list[Answer] = []
-
-    def told(done: int, _: int, what: str) -> None:
-        if progress:
-            progress(len(answers) + done, len(rows), what)
-
-    for start in range(0, len(rows), PAGE):
-        ids = [row["interaction_id"] for row in rows[start : start + PAGE]]
-        with session(write=False) as db:
-            found = db.execute(select(Interaction.id, Interaction.request).where(among(db, Interaction.id, ids)))
-            sent = {number: request for number, request in found}
-        page = teacher.answer([Question(number, sent[number]) for number in ids], told)
-        answers += [answer._replace(logprobs=None) for answer in page]  # long, and of no use here
-    reasons = Counter(answer.reason for answer in answers if answer.message is None)
-    if failed := reasons[GIVEN_UP]:
-        raise SetupError(
-            f"{teacher.name} failed at {failed} of {len(rows)} items of the holdout again and again, so it is not "
-            "scored; what it answered is kept: run again"
-        )
-    nothing: Message = {"role": "assistant", "content": None}
-    unknown = dict.fromkeys(("bytes", "tokens_per_second", "seconds_per_request"))
-    measured: dict[str, Any] = {**unknown, **_logged_latency(rows)}
-    if reasons:
-        measured["unanswered"] = dict(sorted(reasons.items()))
-    if isinstance(teacher, EndpointTeacher):
-        measured["teacher_use"] = teacher.tally.report()
-    asked = "as logged" if isinstance(teacher, LoggedTeacher) else "anew"
-    return Answers([answer.message or nothing for answer in answers], measured, asked)
-
-
-def _logged_latency(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    return latency([row["latency_ms"] for row in rows if row["latency_ms"] is not None])
+    return told
 
 
 def _scorecard(
@@ -279,7 +179,7 @@ def _scorecard(
     identity: str,
     name: str,
     digest: str | None,
-    ask: Callable[[], Answers],
+    ask: Callable[[list[Row]], Answers],
     flow_run_id: str | None,
 ) -> dict[str, Any]:
     """The scorecard of a subject, made if it is not there yet: a row, and a file of its items."""
@@ -294,13 +194,12 @@ def _scorecard(
         if known is not None and path.exists():
             known.created = now()  # the gate reads a subject's newest scorecard: the one that was asked for last
             return {"scorecard_id": card_id, "subject": subject, **known.metrics}
-    rows = dataset.split("holdout")
-    if not rows:
-        raise SetupError(f"dataset {dataset.id} has no holdout to score on; curate more traffic")
-    answers = ask()
-    metrics, items = score(rows, answers.messages, spec.metric)
+    rows = holdout(dataset)
+    answers = ask(rows)
+    answered = answers.to(rows)
+    metrics, items = score(answered, spec.metric, spec.beside)
     metrics = {"name": name, **metrics, **answers.measured, "asked": answers.asked, "machine": platform.node()}
-    write_items(path, rows, answers.messages, items)
+    write_items(path, answered, items)
     with session() as db:
         db.merge(
             Scorecard(

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.database.tables import Feedback
+from tasks.answers import MOST
 from tasks.cases import Case
-from tasks.policy import Judgement, judge
+from tasks.policy import SAID, Judgement, judge
 from tasks.similarity import number_of
 
 Fault = Literal["", "another prefix than the baked one", "a request that is not only text"]
@@ -49,6 +50,7 @@ class Ledger:
         self.opinions: dict[int, list[Feedback]] = {}
         self.answers: dict[int, dict[str, Any] | None] = {}
         self.of_conversations: dict[int, list[Feedback]] = {}
+        self.texts: set[int] = set()  # answers in words, until there are too many for a closed set
         self.heard: dict[int, int] = {}  # the sameness of an entry whose conversation was spoken of
 
     def __len__(self) -> int:
@@ -64,6 +66,8 @@ class Ledger:
             self.heard[len(self)] = same
         if case.opinions or case.of_conversation:
             self.answers[same] = case.answer
+        if case.answer and not case.answer.get("tool_calls") and len(self.texts) <= MOST:
+            self.texts.add(number_of((case.answer["content"] or "").strip()))
         self.faults.append(FAULTS.index(fault))
         self.student.append(case.student)
         self.answered.append(case.answer is not None)
@@ -102,12 +106,13 @@ class Ledger:
         firsts = np.sort(np.unique(sameness, return_index=True)[1])
         left_out["exact duplicate"] += len(sameness) - len(firsts)
         usable, disliked = array("q"), array("q")
+        closed = self.texts if len(self.texts) <= MOST else frozenset()
         judgements: dict[int, Judgement] = {}
         for entry in firsts.tolist():
             same = self._sameness[entry]
             judgement = NOTHING
             if said := self.opinions.get(same):
-                judgement = judgements[entry] = judge(self.answers[same], said)
+                judgement = judgements[entry] = judge(self.answers[same], said, closed)
             reason = self._unusable(entry, judgement, asks)
             if not reason:
                 usable.append(entry)
@@ -128,7 +133,7 @@ class Ledger:
         if fault := FAULTS[self.faults[entry]]:
             return fault
         by_student, answered = bool(self.student[entry]), bool(self.answered[entry])
-        if judgement.rule == "correction" or asks(by_student, answered):
+        if judgement.rule in SAID or asks(by_student, answered):
             return ""
         if not answered:
             return "no usable answer"

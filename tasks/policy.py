@@ -3,30 +3,36 @@
 | said of the answer | imitated | in the holdout | weight | rejected sample |
 |---|---|---|---|---|
 | a correction | the correction | the correction | 2 | the answer, if it differs |
+| a label that is an answer | the label | the label | 2 | the answer, if it differs |
 | an objection: thumb down, rating in the lowest quarter | no | no | - | the answer |
 | praise: thumb up, rating in the highest quarter | the answer | the answer | 1.5 | - |
 | nothing | the answer | the answer | 1 | - |
 
-The first line that applies counts: one objection outweighs any praise, and of several corrections the latest stands. A
-correction that repeats the answer is praise. A preference is praise with a rejected sample where the chosen side is the
-answer, a correction where it is not. Better than an answer that was objected to is the correction or the praised answer
-of an equal request, and the teacher's, where it is asked again. A rating without a known scale (a metric's number) and
-a label say nothing here. What is said of one copy of a request and its answer is said of all. What is said of a whole
-conversation is said of its answer only where there is just one: among several, nobody knows which was meant. What is
-said before its interaction is logged waits for it; what is said of one that never comes stays where it is, and
-`flywheel traffic` counts it.
+The first line that applies counts, but of several corrections and labels the latest stands; one objection outweighs any
+praise. A correction that repeats the answer is praise. A label is an answer where it is, word for word, one that the
+workload gives and those are a closed set (a router's intents), and no metric is named: then it is the truth about the
+request (gold), whether the answer was that or not. A preference is praise with a rejected sample where the chosen side
+is the answer, a correction where it is not. Better than an answer that was objected to is the correction or the praised
+answer of an equal request, and the teacher's, where it is asked again. A rating without a known scale (a metric's
+number) and any other label say nothing here. What is said of one copy of a request and its answer is said of all. What
+is said of a whole conversation is said of its answer only where there is just one: among several, nobody knows which
+was meant. What is said before its interaction is logged waits for it; what is said of one that never comes stays where
+it is, and `flywheel traffic` counts it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from infra.database.tables import Feedback
+from tasks.similarity import number_of
 
-Rule = Literal["correction", "objection", "praise", "nothing"]
-WEIGHTS: dict[Rule, float] = {"correction": 2.0, "objection": 0.0, "praise": 1.5, "nothing": 1.0}
+Rule = Literal["correction", "label", "objection", "praise", "nothing"]
+WEIGHTS: dict[Rule, float] = {"correction": 2.0, "label": 2.0, "objection": 0.0, "praise": 1.5, "nothing": 1.0}
 LOW, HIGH = 0.25, 0.75
+SAID: tuple[Rule, ...] = ("correction", "label")
+"""The rules by which a person says what is right."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,14 @@ class Judgement:
         return WEIGHTS[self.rule]
 
 
-def judge(answer: dict[str, Any] | None, opinions: Sequence[Feedback]) -> Judgement:
-    """What all that was said makes of an answer (None where the log holds none that could be imitated)."""
+def judge(
+    answer: dict[str, Any] | None, opinions: Sequence[Feedback], answers: Container[int] = frozenset()
+) -> Judgement:
+    """What all that was said makes of an answer (None where the log holds none that could be imitated).
+
+    Args:
+        answers: The workload's closed set of answers, by number; empty where it has none.
+    """
     objections = praises = 0
     right: Judgement | None = None
     rejected: dict[str, Any] | None = None
@@ -61,6 +73,9 @@ def judge(answer: dict[str, Any] | None, opinions: Sequence[Feedback]) -> Judgem
                 rejected = worse if opinion.kind == "preference" else rejected
             else:
                 right = Judgement("correction", chosen, worse)
+        elif opinion.kind == "label" and isinstance(opinion.value, str) and number_of(opinion.value.strip()) in answers:
+            gold = {"role": "assistant", "content": opinion.value.strip()}
+            right = Judgement("label", gold, None if answer is not None and same(gold, answer) else answer)
         else:
             sign = opinion_sign(opinion)
             objections += sign < 0

@@ -2,8 +2,8 @@
 
 A student must not be trained and judged on its own answers, so these are asked again wherever there is a teacher that
 can be asked. Further than that goes who asks for it: `unlabelled` has the teacher answer what the log holds no usable
-answer to (an error, cut off, empty, none), `all` has it answer everything but what a person corrected, for a better
-teacher than the logged one, or for its log-probabilities where the log has none.
+answer to (an error, cut off, empty, none), `all` has it answer everything but what a person corrected or labelled, for
+a better teacher than the logged one, or for its log-probabilities where the log has none.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from infra.database.jsontext import from_column
 from infra.database.messages import answer_of
 from tasks.cases import Case
-from tasks.policy import same
+from tasks.policy import SAID, same
 from tasks.teachers import Answer, LoggedTeacher, Question, Teacher
 from tasks.teachers.answers import UNUSABLE
 from tasks.teachers.logprobs import compact
@@ -44,9 +44,9 @@ class Relabeller:
         return by_student or self.relabel == "all" or (self.relabel == "unlabelled" and not answered)
 
     def decide(self, case: Case) -> None:
-        """Where its answer comes from: a correction, the log, or the teacher, who is yet to be asked."""
-        if case.judgement.rule == "correction":
-            case.expected, case.origin = case.judgement.answer, "correction"
+        """Where its answer comes from: a person, the log, or the teacher, who is yet to be asked."""
+        if case.judgement.rule in SAID:
+            case.expected, case.origin = case.judgement.answer, case.judgement.rule
         elif self.asks(case.student, case.answer is not None):
             case.origin = "relabelled"
         else:

@@ -1,7 +1,7 @@
 """Scorecards → verdict → registry: the gate is asked about each candidate, and what passes is registered.
 
-The reference is the champion if there is one, else the teacher. Each champion is thus held against the one before it:
-margins may add up over many turns of the wheel.
+The references are the teacher and, if there is one, the champion (`gate.py` says why both). Each candidate that is held
+against them is a look at the holdout, and a holdout has only so many (`looks.py`).
 """
 
 import hashlib
@@ -9,13 +9,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from infra.settings import SetupError
+from tasks import looks
+from tasks.cards import cards_of
 from tasks.evaluate import candidates_of
-from tasks.gate import INCONCLUSIVE, PROMOTE, REJECT, Card, Judgement, judge
+from tasks.gate import INCONCLUSIVE, PROMOTE, REJECT, Card, Finding, Judgement, judge
 from tasks.gate import GateSpec as GateSpec
-from tasks.scorecards import read_items
 
 Progress = Callable[[int, int, str], None]
 
@@ -29,7 +30,8 @@ def release(
     scorecards changes nothing.
 
     Returns:
-        workload, dataset_id, outcome, reference, winner, version, reasons, margin, confidence, and a row a model.
+        workload, dataset_id, outcome, reference (what serves), references, winner, version, reasons, margin,
+        confidence, yardsticks, looks and their budget, notes, and a row a model.
 
     Raises:
         SetupError: The dataset is unknown or has no candidates, or MLflow cannot be reached.
@@ -47,9 +49,10 @@ def release(
             f"dataset {dataset_id} has no candidates; `flywheel distill` and `flywheel quantize` make them"
         )
     serving = registry.champion(dataset.workload)
-    teacher, champion, candidates = _cards(dataset_id, serving)
-    reference = champion or teacher
-    verdicts = [(card, judge(card, reference, spec)) for card in candidates]
+    teacher, champion, candidates = cards_of(dataset_id, serving)
+    references = [champion, teacher] if champion else [teacher]
+    budget = dataset.spec.get("looks", looks.BUDGET)
+    verdicts = _judged(dataset, candidates, references, spec, budget)
     passed = [card for card, judgement in verdicts if judgement.outcome == PROMOTE]
     winner = min(passed, key=_dearness) if passed else None
     versions: dict[str, tuple[str, str]] = {}
@@ -57,19 +60,70 @@ def release(
         if progress:
             progress(done, len(verdicts), "register")
         if card in passed:
-            versions[card.subject] = _register(dataset.workload, dataset_id, card, reference, judgement, flow_run_id)
-    _store_verdicts(dataset.workload, dataset_id, verdicts, reference, versions, spec, flow_run_id)
+            versions[card.subject] = _register(dataset.workload, dataset_id, card, references, judgement, flow_run_id)
+    _store_verdicts(dataset.workload, dataset_id, verdicts, references, versions, spec, flow_run_id)
     if winner:
         registry.promote(dataset.workload, versions[winner.subject][0])
     outcomes = [judgement.outcome for _, judgement in verdicts]
     outcome = PROMOTE if winner else REJECT if set(outcomes) == {REJECT} else INCONCLUSIVE
     return {
-        "workload": dataset.workload, "dataset_id": dataset_id, "outcome": outcome, "reference": reference.subject,
+        "workload": dataset.workload, "dataset_id": dataset_id, "outcome": outcome,
+        "reference": references[0].subject, "references": [card.subject for card in references],
         "winner": winner.name if winner else None, "version": versions[winner.subject][0] if winner else None,
         "reasons": [f"{card.name}: {j.outcome}; {reason}" for card, j in verdicts for reason in j.reasons],
-        "margin": spec.margin, "confidence": spec.confidence,
+        "margin": spec.margin, "confidence": spec.confidence, "yardsticks": teacher.metrics.get("yardsticks", {}),
+        "looks": looks.looks(dataset_id, dataset.workload), "budget": budget,
+        "notes": [] if winner else _notes(champion, teacher, spec),
         "rows": [_row(card, None) for card in (teacher, champion) if card] + [_row(*verdict) for verdict in verdicts],
     }  # fmt: skip
+
+
+def _judged(
+    dataset: Any, candidates: Sequence[Card], references: Sequence[Card], spec: GateSpec, budget: int
+) -> list[tuple[Card, Judgement]]:
+    """Each candidate's judgement, as long as the holdout may be looked at."""
+    ids = {card.subject: verdict_id(dataset.id, card, references, spec) for card in candidates}
+    known, used = looks.decided(ids.values()), looks.looks(dataset.id, dataset.workload)
+    found = []
+    for card in candidates:
+        if ids[card.subject] not in known and used >= budget:
+            spent = (
+                f"the holdout of dataset {dataset.id} has been used to decide {used:.0f} times and its budget is "
+                f"{budget} (curate.looks), so it is not asked again; `flywheel curate --workload {dataset.workload}` "
+                "cuts a fresh one once there is traffic that was not"
+            )
+            found.append((card, Judgement((Finding(INCONCLUSIVE, spent),))))
+            continue
+        judgement = judge(card, references, spec)
+        used += bool(judgement.family) and ids[card.subject] not in known
+        found.append((card, judgement))
+    return found
+
+
+def _notes(champion: Card | None, teacher: Card, spec: GateSpec) -> list[str]:
+    """That what serves is itself worse than the teacher, where that is shown: no candidate need be better to matter."""
+    if champion is None:
+        return []
+    judgement = judge(champion, [teacher], spec)
+    if judgement.outcome != REJECT:
+        return []
+    back = "`flywheel release --rollback` gives what served before its place back"
+    return [
+        f"{champion.name} serves, and is itself shown to be worse than the teacher: {r}; {back}"
+        for r in judgement.reasons
+    ]
+
+
+def verdict_id(dataset_id: str, candidate: Card, references: Sequence[Card], spec: GateSpec) -> str:
+    """Hash of all that a verdict follows from: scorecards and spec."""
+    parents = [
+        dataset_id,
+        candidate.subject,
+        candidate.id,
+        [(card.subject, card.id) for card in references],
+        asdict(spec),
+    ]
+    return hashlib.sha256(json.dumps(parents, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def rollback(workload: str, *, progress: Progress | None = None, flow_run_id: str | None = None) -> dict[str, Any]:
@@ -104,70 +158,6 @@ def newest_dataset(workload: str) -> str:
     raise SetupError(f"workload {workload!r} has no dataset; {have}; `flywheel curate --workload NAME` makes one")
 
 
-def _cards(dataset_id: str, serving: Any | None) -> tuple[Card, Card | None, list[Card]]:
-    """The newest scorecards on a dataset: the teacher's, the champion's if one serves, the candidates'."""
-    from sqlalchemy import select
-
-    from infra.database.session import session
-    from infra.database.tables import Candidate, Scorecard
-
-    with session(write=False) as db:
-        query = select(Scorecard).where(Scorecard.dataset_id == dataset_id).order_by(Scorecard.created, Scorecard.id)
-        found = list(db.scalars(query))
-        made = [db.get_one(Candidate, candidate_id) for candidate_id in reversed(candidates_of(dataset_id))]
-    newest = {card.subject: card for card in found}
-    by_files = {card.artifact_hash: card for card in found if card.artifact_hash}
-    basis = Basis.of(newest["teacher"].metrics if "teacher" in newest else {})
-    teacher = _card("teacher", "the teacher", newest.get("teacher"), basis)
-    champion = None
-    if serving is not None:
-        # The same files answer the same, whatever they were called when they were scored.
-        subject = f"champion:{serving.version}"
-        name = f"champion {serving.version} ({serving.tags.get('name', 'unnamed')})"
-        champion = _card(subject, name, by_files.get(serving.artifact_hash), basis)
-    names = [candidate.name for candidate in made]
-    cards = []
-    for candidate in made:
-        same = candidate.name if names.count(candidate.name) == 1 else f"{candidate.name} · {candidate.id[:4]}"
-        row = newest.get(f"candidate:{candidate.id}")
-        stale = row is not None and row.artifact_hash != candidate.artifact_hash
-        cards.append(_card(f"candidate:{candidate.id}", same, None if stale else row, basis))
-    return teacher, champion, cards
-
-
-class Basis(NamedTuple):
-    """What a request costs the teacher.
-
-    Attributes:
-        machine: Seconds of this machine; None where it is an endpoint or was not asked.
-        waited: The same, or in its place the latency, which says what is cheap to leave to it, not what it costs.
-    """
-
-    machine: float | None
-    waited: float
-
-    @classmethod
-    def of(cls, metrics: Mapping[str, Any]) -> "Basis":
-        machine = metrics.get("seconds_per_request")
-        return cls(machine, (metrics.get("latency_p50_ms") or 0.0) / 1000 if machine is None else machine)
-
-
-def _card(subject: str, name: str, row: Any | None, basis: Basis) -> Card:
-    """A scorecard's row with its items; what is not there is said, not raised: the gate fails closed."""
-    if row is None:
-        return Card(subject, name, missing="has no scorecard on this dataset; run `flywheel evaluate`")
-    metrics = dict(row.metrics)
-    name = metrics["name"] if subject == "teacher" else name
-    seconds = metrics.get("seconds_per_request")
-    if seconds is not None:
-        seconds += (metrics.get("abstained") or 0.0) * basis.waited
-    cost = seconds / basis.machine if seconds is not None and basis.machine else None
-    if not Path(row.path).exists():
-        lost = f"has lost its items ({row.path}); evaluate again"
-        return Card(subject, name, metrics, (), seconds, cost, lost)
-    return Card(subject, name, metrics, tuple(read_items(Path(row.path))), seconds, cost)
-
-
 def _dearness(card: Card) -> tuple[float, float, str]:
     size = card.metrics.get("bytes")
     return (
@@ -178,7 +168,12 @@ def _dearness(card: Card) -> tuple[float, float, str]:
 
 
 def _register(
-    workload: str, dataset_id: str, card: Card, reference: Card, judgement: Judgement, flow_run_id: str | None
+    workload: str,
+    dataset_id: str,
+    card: Card,
+    references: Sequence[Card],
+    judgement: Judgement,
+    flow_run_id: str | None,
 ) -> tuple[str, str]:
     """(version, MLflow run id) of a candidate that passed; its files must still be those that were scored."""
     from infra import registry
@@ -193,7 +188,7 @@ def _register(
         raise SetupError(f"candidate {candidate.id} is no longer what was scored; remove {folder} and quantize again")
     tags = {
         "name": candidate.name, "dataset_id": dataset_id, "student_id": candidate.student_id,
-        "candidate_id": candidate.id, "reference": reference.subject, "verdict": judgement.outcome,
+        "candidate_id": candidate.id, "reference": _names(references), "verdict": judgement.outcome,
         "flow_run_id": flow_run_id or "",
     }  # fmt: skip
     numbers = {k: float(v) for k, v in card.metrics.items() if isinstance(v, int | float)}
@@ -223,7 +218,7 @@ def _store_verdicts(
     workload: str,
     dataset_id: str,
     verdicts: Sequence[tuple[Card, Judgement]],
-    reference: Card,
+    references: Sequence[Card],
     versions: Mapping[str, tuple[str, str]],
     spec: GateSpec,
     flow_run_id: str | None,
@@ -234,16 +229,20 @@ def _store_verdicts(
     with session() as db:
         for card, judgement in verdicts:
             version, run_id = versions.get(card.subject, (None, None))
-            parents = json.dumps([dataset_id, card.subject, reference.subject, asdict(spec)], sort_keys=True)
+            told = {"reasons": judgement.reasons, "findings": [asdict(f) for f in judgement.findings]}
             db.merge(
                 Verdict(
-                    id=hashlib.sha256(parents.encode()).hexdigest()[:16], workload=workload, dataset_id=dataset_id,
-                    candidate_id=card.subject.partition(":")[2], reference=reference.subject,
+                    id=verdict_id(dataset_id, card, references, spec), workload=workload, dataset_id=dataset_id,
+                    candidate_id=card.subject.partition(":")[2], reference=_names(references),
                     outcome=judgement.outcome, model_version=version, mlflow_run_id=run_id, spec=asdict(spec),
-                    reasons={"reasons": judgement.reasons, "findings": [asdict(f) for f in judgement.findings]},
+                    reasons={**told, "family": judgement.family},
                     flow_run_id=flow_run_id,
                 )
             )  # fmt: skip
+
+
+def _names(references: Sequence[Card]) -> str:
+    return ", ".join(card.subject for card in references)
 
 
 def _row(card: Card, judgement: Judgement | None) -> dict[str, Any]:
@@ -268,7 +267,7 @@ def scorecard_table(result: dict[str, Any]) -> list[dict[str, str]]:
             "p50 ms": _shown(row, "{latency_p50_ms:.0f}", "latency_p50_ms"),
             "cost per 1,000 (teacher 1)": _shown(row, "{cost:.2f}", "cost"),
             **({"to the teacher": _shown(row, "{abstained:.1%}", "abstained")} if abstains else {}),
-            "verdict": row["outcome"] or ("reference" if row["subject"] == result["reference"] else ""),
+            "verdict": row["outcome"] or ("reference" if row["subject"] in result["references"] else ""),
         }
         for row in result["rows"]
     ]
@@ -286,7 +285,16 @@ def verdict_markdown(result: dict[str, Any]) -> str:
         f"**{result['outcome']}** of {result['workload']}: {happened} ({asked}, dataset {result['dataset_id']})",
         "",
     ]
-    return "\n".join(lines + [f"- {reason}" for reason in result["reasons"]])
+    held = ", ".join(f"{n:,} items by {name}" for name, n in result["yardsticks"].items()) or "nothing"
+    used = f"it has been used to decide {result['looks']:.0f} times of {result['budget']}"
+    return "\n".join(
+        [
+            *lines,
+            *(f"- {reason}" for reason in [*result["reasons"], *result["notes"]]),
+            "",
+            f"Held out: {held}; {used}.",
+        ]
+    )
 
 
 def _shown(row: dict[str, Any], template: str, key: str) -> str:

@@ -22,6 +22,7 @@ class Reply(NamedTuple):
             one that is out of a classifier's scope ABSTAINED and no token.
         first_token_ms: From the request to the end of the prompt; absent where the engine answers batches.
         latency_ms: From the request to the whole answer.
+        probability: Of this answer among all, where the engine knows it: a classifier does.
     """
 
     message: dict[str, Any]
@@ -30,6 +31,7 @@ class Reply(NamedTuple):
     completion_tokens: int
     first_token_ms: float | None
     latency_ms: float
+    probability: float | None = None
 
 
 class Engine(ABC):
@@ -66,6 +68,15 @@ class Engine(ABC):
         self, requests: Sequence[dict[str, Any]], progress: Progress | None = None, parallel: int = 8
     ) -> list[Reply]:
         """One reply a request, in order, `parallel` of them at a time. May be called from several threads."""
+
+    def surprise(
+        self, requests: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]
+    ) -> list[float | None] | None:
+        """Nats of each answer to its request, as the model would write it; None where the engine cannot tell.
+
+        Of an answer that it would not write in this form at all, None, too.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

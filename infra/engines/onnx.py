@@ -84,7 +84,7 @@ class Onnx(Engine):
             return Reply({"role": "assistant", "content": ""}, ABSTAINED, read, 0, None, elapsed)
         message = answer_of(self.labels[best])
         reason = "tool_calls" if message.get("tool_calls") else "stop"
-        return Reply(message, reason, read, self.tokens[best], None, elapsed)
+        return Reply(message, reason, read, self.tokens[best], None, elapsed, float(sure[best]))
 
     def close(self) -> None:
         del self.session

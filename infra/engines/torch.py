@@ -66,5 +66,23 @@ class Torch(Engine):
         reason = "tool_calls" if message.get("tool_calls") else "stop" if ended else "length"
         return Reply(message, reason, prompt_tokens, len(answer) + ended, None, elapsed)
 
+    def surprise(
+        self, requests: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]
+    ) -> list[float | None] | None:
+        import torch
+
+        found: list[float | None] = []
+        for request, answer in zip(requests, answers, strict=True):
+            prompt = render(self.tokenizer, request["messages"], request.get("tools"), prompt=True)
+            whole = render(self.tokenizer, [*request["messages"], answer], request.get("tools"))
+            if whole[: len(prompt)] != prompt or not prompt:
+                found.append(None)
+                continue
+            ids = torch.tensor([whole], device=self.model.device)
+            with self.turn, torch.inference_mode():
+                said = self.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+            found.append(-float(said.gather(1, ids[0, len(prompt) :, None]).sum()))
+        return found
+
     def close(self) -> None:
         del self.model

@@ -1,6 +1,26 @@
 """Exact match: the answer says the same, letter by letter."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from tasks.metrics.metric import Answered, Metric, Score
+
+
+@dataclass(frozen=True)
+class ExactMatch(Metric):
+    """Equal words but for white space around them, and the same calls in the same order with the same argument text.
+
+    Stricter than `ToolCall`, which compares what the arguments mean.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    binary: ClassVar[bool] = True
+
+    name: Literal["exact_match"] = "exact_match"
+
+    def score(self, one: Answered) -> Score:
+        same = words(one.answer) == words(one.expected) and _letters(one.answer) == _letters(one.expected)
+        return Score(float(same))
 
 
 def words(message: dict[str, Any]) -> str:
@@ -9,14 +29,6 @@ def words(message: dict[str, Any]) -> str:
     if isinstance(content, list):  # OpenAI's content parts
         content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
     return content.strip() if isinstance(content, str) else ""
-
-
-def exact_match(answer: dict[str, Any], expected: dict[str, Any]) -> bool:
-    """Equal words but for white space around them, and the same calls in the same order with the same argument text.
-
-    Stricter than `tool_call`, which compares what the arguments mean.
-    """
-    return words(answer) == words(expected) and _letters(answer) == _letters(expected)
 
 
 def _letters(message: dict[str, Any]) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import httpx
 
@@ -63,6 +63,7 @@ class EndpointTeacher:
         parallel: Requests under way at a time.
         logprobs: How many of the likeliest tokens it is asked for at each position; 0 for none.
         timeout: Seconds without a byte after which a request has failed.
+        role: What it is to whoever asks: another one than the teacher is set up elsewhere (`check`).
     """
 
     url: str
@@ -73,6 +74,7 @@ class EndpointTeacher:
     pace: Pace = field(repr=False, compare=False)
     tally: Tally = field(repr=False, compare=False)
     timeout: float = 600
+    role: Literal["teacher", "judge"] = "teacher"
 
     @classmethod
     def of(cls, chosen: Settings) -> "EndpointTeacher":
@@ -103,6 +105,13 @@ class EndpointTeacher:
     @property
     def name(self) -> str:
         return self.model or self.shown
+
+    @property
+    def check(self) -> str:
+        """What a person looks at where it cannot be asked."""
+        if self.role == "judge":
+            return "the judge's url and model, and FLYWHEEL_JUDGE_KEY"
+        return "FLYWHEEL_TEACHER, FLYWHEEL_TEACHER_KEY and FLYWHEEL_TEACHER_MODEL"
 
     @property
     def identity(self) -> str:
@@ -206,8 +215,8 @@ class EndpointTeacher:
         seconds = retry_after(response)
         if seconds is not None and seconds > LONGEST_WAIT:
             raise SetupError(
-                f"teacher {self.shown} wants to be asked again in {seconds:.0f} s, over {LONGEST_WAIT:.0f} ({detail}); "
-                "what it answered is kept: run again then"
+                f"{self.role} {self.shown} wants to be asked again in {seconds:.0f} s, over {LONGEST_WAIT:.0f} "
+                f"({detail}); what it answered is kept: run again then"
             )
         if seconds:
             self.pace.hold(seconds)
@@ -229,10 +238,7 @@ class EndpointTeacher:
         return said[:200]
 
     def stopping(self, detail: str) -> SetupError:
-        return SetupError(
-            f"teacher {self.shown} refuses to be asked ({detail}); check FLYWHEEL_TEACHER, FLYWHEEL_TEACHER_KEY and "
-            "FLYWHEEL_TEACHER_MODEL"
-        )
+        return SetupError(f"{self.role} {self.shown} refuses to be asked ({detail}); check {self.check}")
 
 
 class Watch:
@@ -266,8 +272,8 @@ class Watch:
         """Raise SetupError where what is wrong is not the row."""
         if self.tally.failed >= FAILED_IN_A_ROW:
             raise SetupError(
-                f"teacher {self.teacher.shown} failed {self.tally.failed} requests in a row, {TRIES} tries each "
-                f"({said.detail}); {self.tally.asked} answers are kept: check FLYWHEEL_TEACHER and run again"
+                f"{self.teacher.role} {self.teacher.shown} failed {self.tally.failed} requests in a row, {TRIES} tries "
+                f"each ({said.detail}); {self.tally.asked} answers are kept: check {self.teacher.check}, and run again"
             )
         if self.tally.refused >= REFUSED_AT_FIRST and not (self.tally.asked or self.tally.recalled):
             raise self.teacher.stopping(f"it refused the first {self.tally.refused}: {said.detail}")

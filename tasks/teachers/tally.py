@@ -1,7 +1,7 @@
 """What a stage has asked of its teacher, what it cost, and when that is enough."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from infra.settings import SetupError
 from tasks.teachers.answers import GIVEN_UP, Answer
@@ -28,6 +28,7 @@ class Tally:
         refused: Questions that the teacher would not answer.
         reasons: How often which reason stood in the place of an answer.
         dearest: The dearest answer so far, in USD; None before the first.
+        role: Whose it is.
 
     Raises:
         SetupError: There is a budget, and no price.
@@ -46,12 +47,20 @@ class Tally:
     failed: int = 0
     refused: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    role: Literal["teacher", "judge"] = "teacher"
+
+    @property
+    def option(self) -> str:
+        """Where its budget is set."""
+        return "FLYWHEEL_TEACHER_BUDGET" if self.role == "teacher" else "the judge's `budget`"
 
     def __post_init__(self) -> None:
         if self.budget and not (self.prompt_price or self.completion_price):
+            prices = "`prompt_price` and `completion_price`"
+            if self.role == "teacher":
+                prices = "FLYWHEEL_TEACHER_PROMPT_PRICE and FLYWHEEL_TEACHER_COMPLETION_PRICE"
             raise SetupError(
-                f"FLYWHEEL_TEACHER_BUDGET is {self.budget:g} USD, and no price is known; set "
-                "FLYWHEEL_TEACHER_PROMPT_PRICE and FLYWHEEL_TEACHER_COMPLETION_PRICE, USD per million tokens"
+                f"{self.option} is {self.budget:g} USD, and no price is known; set {prices}, USD per million tokens"
             )
 
     def room(self, under_way: int) -> bool:
@@ -79,8 +88,8 @@ class Tally:
         self.asked, self.failed = self.asked + 1, 0
         if self.budget and (answer.prompt_tokens is None or answer.completion_tokens is None):
             raise SetupError(
-                "the teacher's answers have no `usage`, so nobody knows what they cost; "
-                "set FLYWHEEL_TEACHER_BUDGET=0 to ask without a limit"
+                f"the {self.role}'s answers have no `usage`, so nobody knows what they cost; "
+                f"set {self.option} to 0 to ask without a limit"
             )
         prompt, completion = answer.prompt_tokens or 0, answer.completion_tokens or 0
         cost = (prompt * self.prompt_price + completion * self.completion_price) / MILLION
@@ -90,8 +99,8 @@ class Tally:
 
     def spent(self) -> BudgetSpent:
         return BudgetSpent(
-            f"the teacher's budget of {self.budget:g} USD a stage does not reach for another request: {self.asked} "
-            f"answers cost {self.cost:.4g} USD and are kept; run again to go on, or raise FLYWHEEL_TEACHER_BUDGET"
+            f"the {self.role}'s budget of {self.budget:g} USD a stage does not reach for another request: {self.asked} "
+            f"answers cost {self.cost:.4g} USD and are kept; run again to go on, or raise {self.option}"
         )
 
     def report(self) -> dict[str, Any]:

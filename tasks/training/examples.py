@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from tasks.policy import SAID
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -29,7 +31,7 @@ class Example(NamedTuple):
         ids: Prompt and answer.
         prompt: Where the answer begins.
         weight: By the feedback policy.
-        follow: Whether the teacher is right here; not where a person corrected it.
+        follow: Whether the teacher is right here; not where a person said what is.
         row: Its number among the rows that were encoded.
     """
 
@@ -67,7 +69,7 @@ def encode(tokenizer: Any, rows: Sequence[dict[str, Any]], max_length: int) -> l
         prompt = render(tokenizer, item["messages"], item["tools"], prompt=True)
         whole = render(tokenizer, [*item["messages"], item["expected"]], item["tools"])
         if len(whole) <= max_length and whole[: len(prompt)] == prompt:
-            examples.append(Example(whole, len(prompt), item["weight"], item["origin"] != "correction", row))
+            examples.append(Example(whole, len(prompt), item["weight"], item["origin"] not in SAID, row))
     return examples
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import select
 from infra.database.records import parse
 from infra.database.session import session
 from infra.database.store import store
-from infra.database.tables import Dataset, DatasetItem, Interaction, now
+from infra.database.tables import Candidate, Dataset, DatasetItem, Interaction, Student, Verdict, now
 from infra.prefix import Prefix
 from infra.settings import SetupError
 from tasks.curate import CurateSpec, curate, load
@@ -351,3 +351,48 @@ def test_real_traffic_is_curated_to_the_row(home: Path, shared: Path, name: str,
     assert accounted(result) and result["train"] + result["validation"] + result["holdout"] >= least
     assert result["left_out"]["near a holdout item"] < 0.05 * result["interactions"]
     assert result["prompt_saved"] > 0.5 and result["prefix_share"] == 1
+
+
+def test_a_holdout_that_is_used_up_measures_no_more_and_a_fresh_one_is_cut(database: str) -> None:
+    put(*(record(n) for n in range(60)))
+    spec = CurateSpec(min_rows=10, looks=2)
+    first = curate("w", spec)
+    old = {row["interaction_id"] for row in load(first["dataset_id"]).split("holdout")}
+    with session() as db:
+        db.add(Student(id="s", dataset_id=first["dataset_id"], path="", report={}, spec={}))
+    for name, family in (("a", 1), ("b", 0), ("c", 1)):
+        with session() as db:
+            db.add(
+                Candidate(id=name, student_id="s", name=name, format="gguf", path="", artifact_hash="", size=1, spec={})
+            )
+            db.flush()
+            db.add(
+                Verdict(
+                    id=name, workload="w", dataset_id=first["dataset_id"], candidate_id=name, reference="teacher",
+                    outcome="reject", reasons={"family": family}, spec={},
+                )
+            )  # fmt: skip
+        if name == "b":
+            assert curate("w", spec)["dataset_id"] == first["dataset_id"], "one look of two: nothing was compared of b"
+    second = curate("w", spec)
+    assert second["left_out"]["in a holdout that is used up"] == len(old) == 15 and accounted(second)
+    dataset = load(second["dataset_id"])
+    fresh = {row["interaction_id"] for row in dataset.split("holdout")}
+    trains = {row["interaction_id"] for name in ("train", "validation") for row in dataset.split(name)}
+    assert fresh and not fresh & old and not trains & (fresh | old)
+
+
+def test_a_label_that_is_one_of_the_answers_is_gold_in_the_holdout_and_to_learn_from(home: Path) -> None:
+    def routed(n: int) -> dict[str, Any]:
+        answer = {"role": "assistant", "content": "shipping" if n % 2 else "money"}
+        return record(n, response={"model": "teacher", "choices": [{"message": answer}]})
+
+    put(*(routed(n) for n in range(40)))
+    put(thumb(3, "money", "label"), thumb(39, "money", "label"), thumb(38, "money", "label"), thumb(37, "x", "label"))
+    result = curate("w", SPEC)
+    found = rows(result)
+    assert [(found[f"r{n}"]["expected"]["content"], found[f"r{n}"]["origin"]) for n in (3, 39, 38, 37)] == [
+        ("money", "label"), ("money", "label"), ("money", "label"), ("shipping", "logged")
+    ]  # fmt: skip
+    assert result["feedback"]["label"] == 3 and found["r3"]["weight"] == 2.0
+    assert found["r3"]["rejected"]["content"] == "shipping" and found["r38"]["rejected"] is None

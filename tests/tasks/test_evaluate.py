@@ -27,6 +27,8 @@ from tasks.evaluate import (
     evaluate_teacher,
 )
 from tasks.frozen import freeze
+from tasks.metrics import JSONSchema, Perplexity, ToolCall
+from tasks.metrics.cost import Prices
 from tasks.scorecards import read_answers, read_items
 from tasks.teachers import LocalTeacher
 from tests.conftest import living_in
@@ -112,16 +114,50 @@ def test_a_candidate_is_scored_by_what_its_engine_answers(home: Path, made: Path
     with session(write=False) as db:
         row = db.get_one(Scorecard, card["scorecard_id"])
     assert row.artifact_hash == registry.artifact_hash(made) and row.flow_run_id == "run-1"
-    assert row.spec == {"metric": "quality", "latency_sample": 3, "parallel": 8}
-    assert [item.right for item in read_items(Path(row.path))] == [i % 3 != 0 for i in range(12)]
+    assert row.spec["metric"] == {"name": "quality"} and row.spec["latency_sample"] == 3
+    assert [item.value for item in read_items(Path(row.path))] == [i % 3 != 0 for i in range(12)]
     json.dumps(card)
+
+
+def test_what_an_engine_takes_is_measured_or_absent(home: Path, made: Path) -> None:
+    dataset_id = frozen(logged())
+    spec = EvaluateSpec(latency_sample=3, prices=Prices(machine_hour=3.6, prompt=1.0, completion=1.0))
+    card = evaluate_candidate(dataset_id, candidate(dataset_id, made), spec)
+    assert 0 < card["first_token_p50_ms"] <= card["latency_p50_ms"] and card["token_p50_ms"] > 0
+    assert card["usd_per_1000"] == pytest.approx(card["seconds_per_request"])
+    assert (card["memory_bytes"] > 0 and card["joules_per_request"] is None) or card["joules_per_request"] > 0
+    assert card["yardsticks"] == {"correction": 4, "teacher's answer": 8}
+    assert card["json_schema"] is not None, "the requests have a tool"
+    assert "perplexity" not in card and card["calibration"] is None, "nobody asked, and llama.cpp does not say"
+    teacher = evaluate_teacher(dataset_id, spec)
+    assert teacher["usd_per_1000"] is None and teacher["memory_bytes"] is None, "the log has no tokens"
+    json.dumps(card, allow_nan=False)
+
+
+def test_perplexity_is_what_the_engine_says_where_it_can(home: Path, made: Path, bare: Path) -> None:
+    dataset_id = frozen(logged())
+    spec = EvaluateSpec(latency_sample=1, metric=Perplexity())
+    told = evaluate_candidate(dataset_id, candidate(dataset_id, bare, "torch"), spec)
+    assert 0 < told["low"] < told["quality"] < told["high"] < 1 and told["n"] == 12
+    absent = evaluate_candidate(dataset_id, candidate(dataset_id, made, "llama.cpp"), spec)
+    assert (absent["quality"], absent["n"]) == (None, 0)
+
+
+def test_a_request_s_own_schema_is_what_its_answer_is_held_against(home: Path) -> None:
+    dataset_id = frozen(logged('{"n": 1}'))
+    with session() as db:
+        for one in db.query(Interaction):
+            schema = {"type": "object", "required": ["n" if one.conversation in ("c1", "c2") else "m"]}
+            one.request = {**one.request, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    card = evaluate_teacher(dataset_id, EvaluateSpec(metric=JSONSchema()))
+    assert card["quality"] == pytest.approx(2 / 12)
 
 
 def test_a_scorecard_is_made_once_and_becomes_the_newest_when_asked_for_again(home: Path, made: Path) -> None:
     dataset_id = frozen(logged())
     name = candidate(dataset_id, made)
     first = evaluate_candidate(dataset_id, name, SPEC)
-    other = evaluate_candidate(dataset_id, name, EvaluateSpec(metric="tool_call", latency_sample=3))
+    other = evaluate_candidate(dataset_id, name, EvaluateSpec(metric=ToolCall(), latency_sample=3))
     assert other["scorecard_id"] != first["scorecard_id"]
     assert evaluate_candidate(dataset_id, name, SPEC) == first, "measured again, the speeds would differ"
     with session(write=False) as db:

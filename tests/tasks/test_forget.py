@@ -28,6 +28,7 @@ from infra.settings import SetupError, settings
 from tasks.curate import curate, load
 from tasks.forget import forget
 from tasks.ingest import ingest
+from tasks.metrics import Answered, Quality
 from tasks.scorecards import read_items, score, write_items
 from tasks.sources.jsonl import JSONL
 from tests.tasks.test_curate import SPEC, put, record, rows, thumb
@@ -124,9 +125,10 @@ def test_the_versions_trained_on_it_are_tagged_and_its_answers_leave_the_scoreca
     made = curate("w", SPEC)
     held_out = load(made["dataset_id"]).split("holdout")
     answers = [row["expected"] for row in held_out]
-    _, items = score(held_out, answers, "quality")
+    answered = [Answered(row, answer) for row, answer in zip(held_out, answers, strict=True)]
+    _, items = score(answered, Quality())
     card = home / "scorecards" / "one" / "items.parquet"
-    write_items(card, held_out, answers, items)
+    write_items(card, answered, items)
     folder = home / "candidates" / "k"
     folder.mkdir(parents=True)
     (folder / "model.gguf").write_bytes(b"weights")

@@ -8,9 +8,11 @@ import pytest
 from infra.database.records import feedback
 from infra.database.tables import Feedback
 from tasks.policy import WEIGHTS, judge, of_conversation
+from tasks.similarity import number_of
 
 ANSWER = {"role": "assistant", "content": "lost_card"}
 RIGHT = {"role": "assistant", "content": "stolen_card"}
+PIN = {"role": "assistant", "content": "pin"}
 
 
 def said(kind: str, value: Any, at: int = 1, **more: Any) -> Feedback:
@@ -44,6 +46,32 @@ def test_each_line_of_the_table(opinions: list[Feedback], rule: Any, answer: Any
         assert (judgement.rule, judgement.answer, judgement.rejected) == (rule, answer, rejected)
     assert judgement.weight == WEIGHTS[rule]
     assert WEIGHTS["correction"] > WEIGHTS["praise"] > WEIGHTS["nothing"] > WEIGHTS["objection"] == 0
+
+
+@pytest.mark.parametrize(
+    ("opinions", "rule", "answer", "rejected"),
+    [
+        ([said("label", "stolen_card")], "label", RIGHT, ANSWER),
+        ([said("label", " lost_card ")], "label", ANSWER, None),
+        ([said("label", "stolen_card"), said("thumb", -1), said("thumb", 1)], "label", RIGHT, ANSWER),
+        ([said("label", "off topic")], "nothing", None, None),
+        ([said("label", "stolen_card", metric="topic")], "nothing", None, None),
+        (
+            [said("label", "stolen_card", 1), said("correction", "pin", 2)],
+            "correction",
+            {**RIGHT, "content": "pin"},
+            ANSWER,
+        ),
+        ([said("label", "stolen_card", 2), said("correction", "pin", 1)], "label", RIGHT, ANSWER),
+    ],
+)
+def test_a_label_that_is_one_of_the_answers_is_gold(
+    opinions: list[Feedback], rule: Any, answer: Any, rejected: Any
+) -> None:
+    closed = {number_of("lost_card"), number_of("stolen_card")}
+    judgement = judge(ANSWER, opinions, closed)
+    assert (judgement.rule, judgement.answer, judgement.rejected) == (rule, answer, rejected)
+    assert judge(ANSWER, [said("label", "stolen_card")]).rule == "nothing", "where there is no closed set"
 
 
 def test_a_correction_stands_where_the_log_has_no_answer() -> None:

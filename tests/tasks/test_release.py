@@ -10,8 +10,10 @@ from sqlalchemy import select
 
 from infra import registry
 from infra.database.session import session
-from infra.database.tables import Candidate, Dataset, Scorecard, Student, Verdict
+from infra.database.tables import Candidate, Dataset, DatasetItem, Interaction, Scorecard, Student, Verdict, now
 from infra.settings import SetupError, settings
+from tasks import looks
+from tasks.metrics import Answered, Quality
 from tasks.release import GateSpec, newest_dataset, release, rollback, scorecard_table, verdict_markdown
 from tasks.scorecards import score, write_items
 from tests.conftest import living_in
@@ -71,10 +73,11 @@ class Turn:
             for i in range(N)
         ]
         answers = [{"role": "assistant", "content": "no" if i in wrong else "yes"} for i in range(N)]
-        metrics, items = score(rows, answers, "quality")
+        answered = [Answered(row, answer) for row, answer in zip(rows, answers, strict=True)]
+        metrics, items = score(answered, Quality())
         card_id = f"{self.dataset_id}-{subject}"
         path = settings().home / "scorecards" / card_id.replace(":", "-") / "items.parquet"
-        write_items(path, rows, answers, items)
+        write_items(path, answered, items)
         measured = {"bytes": bytes, "seconds_per_request": seconds, "tokens_per_second": 100.0, "latency_p50_ms": 9.0}
         measured |= more
         with session() as db:
@@ -177,7 +180,7 @@ def test_doing_it_again_changes_nothing() -> None:
         rollback("again")
 
 
-def test_the_next_turn_is_held_against_the_champion_not_the_teacher() -> None:
+def test_the_next_turn_is_held_against_the_champion_and_the_teacher() -> None:
     first = Turn("next")
     first.scored("teacher")
     first.model("int4")
@@ -194,7 +197,7 @@ def test_the_next_turn_is_held_against_the_champion_not_the_teacher() -> None:
     result = release(second.dataset_id, SPEC)
     assert (result["outcome"], result["reference"], result["version"]) == ("reject", "champion:1", None)
     assert registry.champion_number("next") == "1"
-    assert [row["verdict"] for row in scorecard_table(result)] == ["", "reference", "reject"]
+    assert [row["verdict"] for row in scorecard_table(result)] == ["reference", "reference", "reject"]
 
     second.model("better")
     assert release(second.dataset_id, SPEC)["version"] == "2"
@@ -317,3 +320,57 @@ def test_the_newest_dataset_is_the_last_one_frozen() -> None:
     Turn("dated")
     Turn("dated", 2)
     assert newest_dataset("dated") == "dated-2"
+
+
+def test_a_holdout_decides_so_often_and_then_asks_for_a_fresh_one() -> None:
+    turn = Turn("used")
+    with session() as db:
+        db.get_one(Dataset, turn.dataset_id).spec = {"looks": 2}
+        like = {"source": "t", "workload": "used", "conversation": "c", "at": now(), "request": {}, "response": {}}
+        rows = [{**like, "external_id": f"used{i}"} for i in range(2)]
+        made = [Interaction(**row) for row in rows]
+        db.add_all(made)
+        db.flush()
+        db.add_all(DatasetItem(dataset_id=turn.dataset_id, interaction_id=one.id, split="holdout") for one in made)
+    turn.scored("teacher")
+    for name in ("first", "second"):
+        turn.model(name, wrong=range(60))
+    assert release(turn.dataset_id, SPEC)["looks"] == 2
+    assert release(turn.dataset_id, SPEC)["outcome"] == "reject", "again, on the same scorecards: no look"
+    turn.model("third")
+    result = release(turn.dataset_id, SPEC)
+    assert (result["outcome"], result["looks"], result["budget"]) == ("inconclusive", 2, 2)
+    assert "has been used to decide 2 times and its budget is 2 (curate.looks)" in result["reasons"][-1]
+    assert "used to decide 2 times of 2" in verdict_markdown(result)
+    assert release(turn.dataset_id, GateSpec(margin=0.9))["outcome"] == "inconclusive", "another margin is another look"
+
+    other = Turn("used", 2)  # shares one item of two
+    with session() as db:
+        db.add(DatasetItem(dataset_id=other.dataset_id, interaction_id=made[0].id, split="holdout"))
+        third = Interaction(**{**rows[0], "external_id": "used3"})
+        db.add(third)
+        db.flush()
+        db.add(DatasetItem(dataset_id=other.dataset_id, interaction_id=third.id, split="holdout"))
+    assert looks.looks(other.dataset_id, "used") == 1.0
+
+
+def test_a_champion_that_is_itself_worse_than_the_teacher_is_said() -> None:
+    first = Turn("sunk")
+    first.scored("teacher")
+    first.model("int4", b"it serves")
+    release(first.dataset_id, SPEC)
+    second = Turn("sunk", 2)
+    second.scored("teacher")
+    second.model("int4", b"it serves", wrong=range(90))
+    result = release(second.dataset_id, SPEC)
+    assert result["outcome"] == "reject" and result["references"] == ["champion:1", "teacher"]
+    assert "serves, and is itself shown to be worse than the teacher" in verdict_markdown(result)
+
+
+def test_where_prices_are_known_cost_is_in_usd_and_not_in_seconds() -> None:
+    turn = Turn("priced")
+    turn.scored("teacher", seconds=None, usd_per_1000=2.0)
+    turn.model("int4", seconds=0.1, usd_per_1000=0.5)
+    result = release(turn.dataset_id, GateSpec(max_cost=0.3))
+    assert result["outcome"] == "promote" and result["rows"][1]["cost"] == 0.25
+    assert release(turn.dataset_id, GateSpec(max_cost=0.2))["outcome"] == "reject"

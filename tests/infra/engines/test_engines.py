@@ -75,3 +75,29 @@ def test_a_broken_gguf_is_named(artifact: Callable[..., Path]) -> None:
     (folder / "model.gguf").write_bytes(b"GGUF and then nothing")
     with pytest.raises(SetupError, match=r"model\.gguf"):
         load(folder)
+
+
+def test_the_surprise_of_an_answer_is_the_log_probability_of_its_tokens(
+    bare: Path, artifact: Callable[..., Path]
+) -> None:
+    """Oracle: Hugging Face's own loss, of the answer's tokens alone."""
+    import torch
+
+    from infra.engines.chat import render
+
+    engine = load(bare)
+    answers = [{"role": "assistant", "content": said} for said in ("order 48213", "please")]
+    requests = ASKED[:2]
+    told = engine.surprise(requests, answers)
+    assert told is not None
+    for request, answer, nats in zip(requests, answers, told, strict=True):
+        prompt = render(engine.tokenizer, request["messages"], prompt=True)  # type: ignore[attr-defined]
+        ids = torch.tensor([render(engine.tokenizer, [*request["messages"], answer])])  # type: ignore[attr-defined]
+        labels = ids.clone()
+        labels[0, : len(prompt)] = -100
+        loss = engine.model(input_ids=ids, labels=labels).loss  # type: ignore[attr-defined]
+        assert nats == pytest.approx(float(loss.detach()) * (ids.shape[1] - len(prompt)), rel=1e-3)
+    engine.close()
+    other = load(artifact())
+    assert other.surprise(requests, answers) is None
+    other.close()

@@ -31,6 +31,7 @@ def test_the_surest_label_is_the_answer_and_a_call_is_made(labelled: Make) -> No
     order, refund, track = engine.chat([ask("order"), ask("and refund"), ask("track and order")])
     assert (order.message, order.finish_reason) == ({"role": "assistant", "content": "shipping"}, "stop")
     assert refund.message["content"] == "money" and refund.prompt_tokens == 2
+    assert order.probability == pytest.approx(softmax("order")[0], rel=1e-5)
     (call,) = track.message["tool_calls"]
     assert (call["function"], track.finish_reason) == (LABELS[2]["tool_calls"][0]["function"], "tool_calls")
     assert call["id"].startswith("call_") and min(r.completion_tokens for r in (order, refund, track)) > 0

@@ -1,4 +1,4 @@
-from tasks.metrics.latency import latency, percentile, throughput
+from tasks.metrics.latency import latency, percentile, token_latency
 
 
 def test_percentiles_are_values_that_occurred() -> None:
@@ -9,5 +9,9 @@ def test_percentiles_are_values_that_occurred() -> None:
     assert percentile([1.0, 2.0, 3.0], 1.0) == 3.0
 
 
-def test_throughput_is_per_second_and_per_request() -> None:
-    assert throughput(tokens=300, requests=20, seconds=4.0) == {"tokens_per_second": 75.0, "seconds_per_request": 0.2}
+def test_to_the_first_token_and_per_token_after_it() -> None:
+    timed = [(10.0, 40.0, 4), (20.0, 20.0, 1), (None, 99.0, 9)]
+    assert token_latency(timed) == {
+        "first_token_p50_ms": 10.0, "first_token_p95_ms": 20.0, "token_p50_ms": 10.0, "token_p95_ms": 10.0
+    }  # fmt: skip
+    assert set(token_latency([(None, 5.0, 2)]).values()) == {None}

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from tasks.metrics.tool_call import parts, summary, tool_call
+from tasks.metrics import Answered, Metric, ToolCall
+from tasks.metrics.tool_call import CallScore, summary
 
 
 def calling(*made: tuple[str, Any], content: str | None = None) -> dict[str, Any]:
@@ -16,6 +17,20 @@ def calling(*made: tuple[str, Any], content: str | None = None) -> dict[str, Any
         for i, (name, a) in enumerate(made)
     ]
     return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+def value(metric: Metric, answer: dict[str, Any], expected: dict[str, Any], **row: Any) -> float:
+    """What one answer is worth; -1 where the metric says nothing of it."""
+    found = metric.score(Answered({"expected": expected, **row}, answer))
+    return -1.0 if found is None else found.value
+
+
+def tool_call(answer: dict[str, Any], expected: dict[str, Any], **row: Any) -> bool:
+    return value(ToolCall(), answer, expected, **row) == 1
+
+
+def parts(answer: dict[str, Any], expected: dict[str, Any]) -> CallScore:
+    return ToolCall().parts(Answered({"expected": expected}, answer))
 
 
 def saying(words: str) -> dict[str, Any]:
@@ -87,9 +102,40 @@ def test_sub_scores_and_their_rates() -> None:
         parts(right, saying("y")),
         parts(saying("x"), saying("x")),
     ]
-    assert [s.name for s in scores] == [True, True, False, False, None, None, None]
+    assert [s.function for s in scores] == [True, True, False, False, None, None, None]
     assert [s.arguments for s in scores] == [True, False, False, False, None, None, None]
-    assert summary(scores) == {
-        "call_name": 2 / 4, "call_arguments": 1 / 4, "abstention_precision": 2 / 3, "abstention_recall": 2 / 3
-    }  # fmt: skip
-    assert summary([]) == dict.fromkeys(("call_name", "call_arguments", "abstention_precision", "abstention_recall"))
+    names = ("call_name", "call_arguments", "call_argument_share", "abstention_precision", "abstention_recall")
+    assert summary(scores) == dict(zip(names, (2 / 4, 1 / 4, 1.5 / 4, 2 / 3, 2 / 3), strict=True))
+    assert summary([]) == dict.fromkeys(names)
+
+
+def tool(**properties: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": properties}}}
+
+
+def test_an_argument_that_is_left_out_has_its_default() -> None:
+    tools = [tool(n={"type": "integer", "default": 10}, unit={"type": "string"})]
+    assert tool_call(calling(("f", {})), calling(("f", {"n": 10})), tools=tools)
+    assert not tool_call(calling(("f", {})), calling(("f", {"n": 11})), tools=tools)
+    assert not tool_call(calling(("f", {})), calling(("f", {"n": 10})))
+
+
+def test_a_list_has_no_order_where_its_schema_says_that_items_are_unique() -> None:
+    one, other = calling(("f", {"n": [1, 2]})), calling(("f", {"n": [2, 1]}))
+    assert tool_call(one, other, tools=[tool(n={"type": "array", "uniqueItems": True})])
+    assert not tool_call(one, other, tools=[tool(n={"type": "array"})])
+
+
+def test_alternatives_mean_the_same() -> None:
+    metric = ToolCall(alternatives={"f.by": [["UPS", "ups"], ["post", None]]})
+    ups, low, dhl, post, none = (calling(("f", {"by": by} if by else {})) for by in ("UPS", "ups", "DHL", "post", ""))
+    assert value(metric, low, ups) == value(metric, post, none) == value(metric, none, post) == 1
+    assert value(metric, dhl, ups) == value(metric, none, ups) == 0
+    assert value(metric, calling(("g", {"by": "ups"})), calling(("g", {"by": "UPS"}))) == 0, "of f alone"
+
+
+def test_the_share_of_arguments_pairs_parallel_calls_as_well_as_it_can() -> None:
+    due = calling(("f", {"a": 1, "b": 2}), ("f", {"a": 3, "b": 4}))
+    assert parts(calling(("f", {"a": 3, "b": 9}), ("f", {"a": 1, "b": 2})), due).share == pytest.approx(5 / 6)
+    assert parts(calling(("f", {"a": 1, "b": 2})), due).share == pytest.approx(3 / 6)
+    assert parts(saying("no"), due).share == 0
