@@ -7,15 +7,16 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 import tasks.release
 from flows.stage import in_flow_run, stage
+from infra.rollout.spec import RolloutSpec
 from tasks.release import GateSpec
 
 release_stage = stage(tasks.release.release, retries=2)
 rollback_stage = stage(tasks.release.rollback)  # a repeated rollback would undo itself
 
 
-def decide(dataset_id: str, gate: GateSpec) -> dict[str, Any]:
+def decide(dataset_id: str, gate: GateSpec, rollout: RolloutSpec) -> dict[str, Any]:
     """Gate what was scored on a dataset, act on it, and leave scorecard and verdict on the run's page."""
-    result = release_stage(dataset_id, gate)
+    result = release_stage(dataset_id, gate, rollout)
     if in_flow_run():
         about = f"of {result['workload']}"
         create_table_artifact(tasks.release.scorecard_table(result), key="scorecard", description=f"Scorecards {about}")
@@ -24,17 +25,23 @@ def decide(dataset_id: str, gate: GateSpec) -> dict[str, Any]:
 
 
 @flow(name="release", flow_run_name="release-{workload}")
-def release(workload: str, rollback: bool = False, gate: GateSpec = GateSpec()) -> dict[str, Any]:  # noqa: B008 (frozen)
+def release(
+    workload: str,
+    rollback: bool = False,
+    gate: GateSpec = GateSpec(),  # noqa: B008 (frozen, as is the other)
+    rollout: RolloutSpec = RolloutSpec(),  # noqa: B008
+) -> dict[str, Any]:
     """Gate the candidates of a workload's newest dataset and promote the winner; or give `previous` back its place.
 
     Args:
         workload: The feature whose champion may change.
         rollback: Make the previous champion serve again instead.
         gate: What a candidate has to show.
+        rollout: The steps by which the winner gets to serve.
     """
     if rollback:
         return rollback_stage(workload)
-    return decide(tasks.release.newest_dataset(workload), gate)
+    return decide(tasks.release.newest_dataset(workload), gate, rollout)
 
 
 def render(result: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ answer that occurs in them. Then an encoder with a head can answer (`students/cl
 
 from typing import Any
 
-from tasks.policy import meaning
+from infra.database.policy import meaning
 from tasks.similarity import number_of
 
 MOST = 1000

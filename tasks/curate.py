@@ -22,6 +22,7 @@ from pydantic import Field
 from sqlalchemy import select
 
 from infra.database.jsontext import to_column
+from infra.database.policy import Judgement
 from infra.database.session import session
 from infra.database.tables import Dataset as DatasetRow
 from infra.database.tables import DatasetItem
@@ -31,7 +32,6 @@ from tasks.answers import Answers
 from tasks.cases import Case, Window
 from tasks.frozen import Dataset, freeze, load
 from tasks.ledger import NOTHING, OBJECTED, Fault, Ledger
-from tasks.policy import Judgement
 from tasks.relabel import Relabel, Relabeller
 from tasks.similarity import Hashes, NearDuplicates, template
 from tasks.splits import Entries, split

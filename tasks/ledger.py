@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.database.policy import Judgement, judge
 from infra.database.tables import Feedback
 from tasks.cases import Case
-from tasks.policy import Judgement, judge
 from tasks.similarity import number_of
 
 Fault = Literal["", "another prefix than the baked one", "a request that is not only text"]

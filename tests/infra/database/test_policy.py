@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from infra.database.policy import WEIGHTS, judge, of_conversation
 from infra.database.records import feedback
 from infra.database.tables import Feedback
-from tasks.policy import WEIGHTS, judge, of_conversation
 
 ANSWER = {"role": "assistant", "content": "lost_card"}
 RIGHT = {"role": "assistant", "content": "stolen_card"}
