@@ -56,15 +56,15 @@ def redeploy(
     gateway = running().get("gateway")
     result = {"workload": workload, "version": None, "engine": None, "gateway": gateway or "not running"}
     if chosen is not None:
-        result |= {"version": chosen.version, "engine": tried(chosen)}
+        result |= {"version": chosen.version, "engine": tried(chosen, replace=not under_way)}
         if gateway:
             _wait_for(gateway, workload, chosen.version, progress)
     told = story(workload)
     return {**result, **({"rollout": told} if told else {})}
 
 
-def tried(version: Any) -> str:
-    """Load a version (`registry.Version`) and let it say something; the name of its engine.
+def tried(version: Any, replace: bool) -> str:
+    """Load a version (`registry.Version`) and let it say something; the name of its engine. `replace` as of `load`.
 
     Raises:
         SetupError: It cannot be loaded, or says nothing.
@@ -72,7 +72,7 @@ def tried(version: Any) -> str:
     from infra.engines import load
     from infra.engines.engine import ABSTAINED
 
-    engine = load(version.folder)
+    engine = load(version.folder, replace)
     try:
         (reply,) = engine.chat([{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}])
         if not reply.completion_tokens and reply.finish_reason != ABSTAINED:  # which is an answer, too

@@ -18,6 +18,30 @@ SLOTS = 8
 SLOT_TOKENS = 4096
 
 
+def started(file: Path, context: int, token: int) -> Any:
+    """llama.cpp's server on a GGUF file, with room for `context` tokens in each slot; it has read one `token`.
+
+    Raises:
+        SetupError: llama.cpp cannot load the file.
+    """
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(file)
+    parameters.n_ctx, parameters.n_parallel = context * SLOTS, SLOTS
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = settings().cores
+    parameters.cache_ram_mib = 0  # prompts are short; a cache of old ones would only hold memory
+    parameters.verbosity = 0
+    parameters.warmup = False
+    try:
+        server = xllamacpp.Server(parameters)
+        # Closed before its loop has begun, the server would never end: one token shows that it runs.
+        server.handle_completions({"prompt": [token], "n_predict": 1, "stream": False})
+    except Exception as problem:  # the binding raises bare exceptions for a file it cannot load
+        raise SetupError(f"llama.cpp cannot load {file} ({problem}); quantize the student again") from problem
+    return server
+
+
 class LlamaCpp(Engine):
     """Answers up to SLOTS requests at once by continuous batching."""
 
@@ -26,25 +50,9 @@ class LlamaCpp(Engine):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.tokenizer = load_tokenizer(folder)
-        import xllamacpp
-
-        parameters = xllamacpp.CommonParams()
-        parameters.model.path = str(folder / "model.gguf")
         trained = self.tokenizer.model_max_length
         self.context = min(trained, SLOT_TOKENS) if trained < 10**9 else SLOT_TOKENS
-        parameters.n_ctx, parameters.n_parallel = self.context * SLOTS, SLOTS
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = settings().cores
-        parameters.cache_ram_mib = 0  # prompts are short; a cache of old ones would only hold memory
-        parameters.verbosity = 0
-        parameters.warmup = False
-        try:
-            self.server = xllamacpp.Server(parameters)
-            # Closed before its loop has begun, the server would never end: one token shows that it runs.
-            self.server.handle_completions({"prompt": [self.tokenizer.eos_token_id], "n_predict": 1, "stream": False})
-        except Exception as problem:  # the binding raises bare exceptions for a file it cannot load
-            raise SetupError(
-                f"llama.cpp cannot load {folder / 'model.gguf'} ({problem}); quantize the student again"
-            ) from problem
+        self.server = started(folder / "model.gguf", self.context, self.tokenizer.eos_token_id)
 
     def chat(
         self, requests: Sequence[dict[str, Any]], progress: Progress | None = None, parallel: int = SLOTS

@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from infra import registry
 from infra.engines import Engine, load
 from infra.engines.engine import ABSTAINED
+from infra.engines.trial import require_loadable
 from infra.gateway.errors import Failed, Refused, trace
 from infra.settings import SetupError
 
@@ -46,14 +47,15 @@ class Served:
         self.release()
 
 
-async def loaded(workload: str, version: str) -> Served:
-    """A registered version, its files verified, ready to answer.
+async def loaded(workload: str, version: str, replace: bool = False) -> Served:
+    """A registered version, its files verified, ready to answer; `replace` as of `load`.
 
     Raises:
         SetupError: Its files are not what was registered, or no engine loads them.
     """
     found = await run_in_threadpool(registry.version, workload, version)
-    return Served(workload, version, await run_in_threadpool(load, found.folder))
+    await run_in_threadpool(require_loadable, found.folder, found.artifact_hash)
+    return Served(workload, version, await run_in_threadpool(load, found.folder, replace))
 
 
 class Problem(NamedTuple):
@@ -125,7 +127,7 @@ class Champions:
         if known and known.version == version and time.monotonic() < known.again:
             return
         try:
-            self._serve(await loaded(workload, version))
+            self._serve(await loaded(workload, version, replace=True))
         except Exception as problem:
             said = str(problem) if isinstance(problem, SetupError) else f"it fails to load ({type(problem).__name__})"
             if known is None or (known.version, known.said) != (version, said):

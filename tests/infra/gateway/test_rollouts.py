@@ -1,5 +1,6 @@
 """Rollouts in a gateway on a real port, with a real student and a teacher behind an endpoint: who answers, and when."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from infra.rollout import state
 from infra.rollout.spec import RolloutSpec, Step
 from infra.rollout.story import story
 from tests.conftest import cluster, living_in, new_database
+from tests.infra.engines.test_trial import fatal
 from tests.infra.gateway.conftest import ANSWER, Teacher, eventually
 from tests.infra.gateway.test_app import ASK, listening, rows
 
@@ -160,6 +162,64 @@ def test_a_version_that_cannot_be_loaded_is_never_tried_and_says_why(
     told = ended(workload)
     assert told["status"] == state.ROLLED_BACK and "registered was" in told["decisions"][-1]["reason"]
     assert ask(house, workload, "c1")["choices"][0]["message"] == ANSWER
+
+
+@pytest.mark.parametrize("damage", ["corrupt", "missing", "changed", "fatal"])
+def test_a_champion_that_cannot_be_served_leaves_the_old_one_serving(
+    house: str, workload: str, artifact: Callable[..., Path], damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No engine reads it; a file is gone; its hash is another; or the engine that loads it takes its process along."""
+    first, folder = artifact(candidate_id="one"), artifact(candidate_id="two")
+    if damage == "corrupt":
+        (folder / "model.gguf").write_bytes(b"GGUF and then nothing")
+    if damage == "fatal":
+        fatal(folder)
+    old, new = (
+        registry.register(workload, made, metrics={}, tags={}, parameters={}, run_name="test")[0]
+        for made in (first, folder)
+    )
+    registry.promote(workload, old)
+    eventually(lambda: served(house).get(workload) == old, 60)
+    registered = registry.version(workload, new).folder / "model.gguf"
+    if damage == "missing":
+        registered.unlink()
+    if damage == "changed":
+        with registered.open("ab") as file:
+            file.write(b" ")
+    registry.promote(workload, new)
+    said = eventually(lambda: httpx.get(f"{house}/v1/models").json()["problems"].get(workload), 60)
+    expected = {"corrupt": "llama.cpp cannot load", "fatal": "dies when it loads"}.get(damage, "registered was")
+    assert said.startswith(f"version {new}: ") and expected in said
+    assert expected in caplog.text, "the log says it, too"
+    assert ask(house, workload, "c1")["model"] == registry.served_name(workload, old)
+    registry.rollback(workload)
+    eventually(lambda: workload not in httpx.get(f"{house}/v1/models").json()["problems"])
+    assert ask(house, workload, "c1")["model"] == registry.served_name(workload, old)
+
+
+def test_swap_after_swap_under_load_no_request_fails(house: str, workload: str, register: Callable[..., str]) -> None:
+    versions = [register(candidate_id=name) for name in ("one", "two")]
+    registry.promote(workload, versions[0])
+    eventually(lambda: served(house).get(workload) == versions[0], 60)
+    stop, answered, problems = threading.Event(), [], []
+
+    def customer(number: int) -> None:
+        try:
+            while not stop.is_set():
+                answered.append(ask(house, workload, f"c{number}", max_tokens=2)["model"])
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=customer, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for n in range(1, 7):
+        registry.promote(workload, versions[n % 2])
+        eventually(lambda n=n: served(house)[workload] == versions[n % 2], 60)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not problems and set(answered) == {registry.served_name(workload, version) for version in versions}
 
 
 def test_a_restarted_gateway_goes_on_and_two_agree(

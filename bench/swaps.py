@@ -1,0 +1,156 @@
+"""Zero-downtime: bounded load on a gateway on loopback while its champion changes 50 times between two versions.
+
+    python bench/swaps.py [swaps] [requests a second]
+
+Each version is the demo's student as GGUF. A request is in a swap if it was on its way at any time between the move of
+the alias and the moment at which the gateway serves the other version; all others are steady. Printed are the failed
+requests, p50 and p99 of both, and their ratio. The milliseconds are this machine's, with whatever else it does; load
+generator and gateway share its cores, so the ratio is the figure.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+WORKLOAD = "bench.swaps"
+PREFIX = "You are the assistant of a shop."
+
+
+def version(folder: Path, number: int) -> str:
+    """Register the student once more, with another manifest and so another hash."""
+    from transformers import AutoModelForCausalLM
+
+    import quant
+    from infra import registry
+    from infra.settings import SEEDLING
+
+    student, made = SEEDLING / "student", folder / str(number)
+    made.mkdir()
+    quant.export(AutoModelForCausalLM.from_pretrained(student), made / "model.gguf", "gguf", student)
+    for file in (*student.glob("*token*"), *student.glob("*.jinja")):
+        shutil.copy(file, made)
+    manifest = {"workload": WORKLOAD, "number": number, "prefix": {"system": PREFIX, "tools": []}, "max_tokens": 8}
+    (made / "flywheel.json").write_text(json.dumps(manifest))
+    return registry.register(WORKLOAD, made, metrics={}, tags={}, parameters={}, run_name=str(number))[0]
+
+
+async def load(url: str, rate: float, spans: list[tuple[float, float, bool]], stop: asyncio.Event) -> None:
+    """Ask at a fixed rate, however long answers take, until told to stop: (begun, ended, whether it was answered)."""
+    import httpx
+
+    limits = httpx.Limits(max_connections=64)
+    body = {
+        "model": WORKLOAD, "max_tokens": 8,
+        "messages": [{"role": "system", "content": PREFIX}, {"role": "user", "content": "Where is order 48213?"}],
+    }  # fmt: skip
+    async with httpx.AsyncClient(limits=limits, timeout=60) as client:
+
+        async def one() -> None:
+            begun = time.monotonic()
+            try:
+                answer = await client.post(f"{url}/v1/chat/completions", json=body)
+                good = answer.status_code == 200 and answer.json()["model"].startswith("flywheel:")
+            except httpx.HTTPError:
+                good = False
+            spans.append((begun, time.monotonic(), good))
+
+        running: set[asyncio.Task[None]] = set()
+        while not stop.is_set():
+            task = asyncio.create_task(one())
+            running.add(task)
+            task.add_done_callback(running.discard)
+            await asyncio.sleep(1 / rate)
+        await asyncio.gather(*running)
+
+
+async def swapped(url: str, versions: list[str], swaps: int, windows: list[tuple[float, float]]) -> None:
+    import httpx
+
+    from infra import registry
+
+    async with httpx.AsyncClient() as client:
+
+        async def serves() -> Any:
+            listed = (await client.get(f"{url}/v1/models")).json()["data"]
+            return next((entry["version"] for entry in listed if entry["id"] == WORKLOAD), None)
+
+        while await serves() != versions[0]:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(5)
+        for number in range(1, swaps + 1):
+            begun, chosen = time.monotonic(), versions[number % 2]
+            await asyncio.to_thread(registry.promote, WORKLOAD, chosen)
+            while await serves() != chosen:
+                await asyncio.sleep(0.05)
+            windows.append((begun, time.monotonic()))
+            await asyncio.sleep(1.5)
+
+
+async def measure(url: str, versions: list[str], swaps: int, rate: float) -> None:
+    spans: list[tuple[float, float, bool]] = []
+    windows: list[tuple[float, float]] = []
+    stop = asyncio.Event()
+    asking = asyncio.create_task(load(url, rate, spans, stop))
+    await swapped(url, versions, swaps, windows)
+    stop.set()
+    await asking
+    steady, during = [], []
+    for begun, ended, _ in spans:
+        inside = any(begun < last and ended > first for first, last in windows)
+        (during if inside else steady).append(1000 * (ended - begun))
+    failed = sum(not good for _, _, good in spans)
+    print(f"{len(windows)} swaps, {len(spans)} requests at {rate:g} a second, {failed} failed")
+    tails = []
+    for name, times in (("steady", steady), ("in a swap", during)):
+        cuts = statistics.quantiles(times, n=100)
+        tails.append(cuts[98])
+        print(f"{name:<10} {len(times):>6} requests   p50 {cuts[49]:6.0f} ms   p99 {cuts[98]:6.0f} ms")
+    print(f"p99 in a swap is {tails[1] / tails[0]:.2f} times the steady one (at most 2 is the aim)")
+
+
+def main(swaps: int, rate: float) -> None:
+    from infra import registry
+    from tests.conftest import living_in
+    from tests.infra.test_registry import free_port
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        port = free_port()
+        with living_in(folder / "home", TEACHER="", THREADS="1", GATEWAY_PORT=str(port)):
+            versions = [version(folder, number) for number in range(2)]
+            registry.promote(WORKLOAD, versions[0])
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            gateway = subprocess.Popen([sys.executable, "-m", "flows.gateway"], cwd=ROOT, env=environment)
+            url = f"http://127.0.0.1:{port}"
+            try:
+                while not answers(url):
+                    if gateway.poll() is not None:
+                        raise SystemExit("the gateway ended; what it says is above")
+                    time.sleep(0.2)
+                asyncio.run(measure(url, versions, swaps, rate))
+            finally:
+                gateway.terminate()
+                gateway.wait(20)
+
+
+def answers(url: str) -> bool:
+    import httpx
+
+    try:
+        return httpx.get(f"{url}/healthz", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50, float(sys.argv[2]) if len(sys.argv) > 2 else 10.0)
