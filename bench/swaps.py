@@ -1,6 +1,6 @@
 """Zero-downtime: bounded load on a gateway on loopback while its champion changes 50 times between two versions.
 
-    python bench/swaps.py [swaps] [requests a second]
+    python bench/swaps.py [swaps] [customers]
 
 Each version is the demo's student as GGUF. A request is in a swap if it was on its way at any time between the move of
 the alias and the moment at which the gateway serves the other version; all others are steady. Printed are the failed
@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 WORKLOAD = "bench.swaps"
+PAUSE_SECONDS = 0.1
 PREFIX = "You are the assistant of a shop."
 
 
@@ -43,33 +45,32 @@ def version(folder: Path, number: int) -> str:
     return registry.register(WORKLOAD, made, metrics={}, tags={}, parameters={}, run_name=str(number))[0]
 
 
-async def load(url: str, rate: float, spans: list[tuple[float, float, bool]], stop: asyncio.Event) -> None:
-    """Ask at a fixed rate, however long answers take, until told to stop: (begun, ended, whether it was answered)."""
+class Span(NamedTuple):
+    """A request: when it began and ended (monotonic), and what was wrong with its answer, if anything."""
+
+    began: float
+    ended: float
+    wrong: str
+
+
+async def customer(url: str, spans: list[Span], stop: asyncio.Event) -> None:
+    """Ask, wait, ask again, until told to stop."""
     import httpx
 
-    limits = httpx.Limits(max_connections=64)
     body = {
         "model": WORKLOAD, "max_tokens": 8,
         "messages": [{"role": "system", "content": PREFIX}, {"role": "user", "content": "Where is order 48213?"}],
     }  # fmt: skip
-    async with httpx.AsyncClient(limits=limits, timeout=60) as client:
-
-        async def one() -> None:
-            begun = time.monotonic()
+    async with httpx.AsyncClient(timeout=120) as client:
+        while not stop.is_set():
+            began = time.monotonic()
             try:
                 answer = await client.post(f"{url}/v1/chat/completions", json=body)
-                good = answer.status_code == 200 and answer.json()["model"].startswith("flywheel:")
-            except httpx.HTTPError:
-                good = False
-            spans.append((begun, time.monotonic(), good))
-
-        running: set[asyncio.Task[None]] = set()
-        while not stop.is_set():
-            task = asyncio.create_task(one())
-            running.add(task)
-            task.add_done_callback(running.discard)
-            await asyncio.sleep(1 / rate)
-        await asyncio.gather(*running)
+                wrong = "" if answer.status_code == 200 else f"{answer.status_code} {answer.text[:120]}"
+            except httpx.HTTPError as problem:
+                wrong = repr(problem)
+            spans.append(Span(began, time.monotonic(), wrong))
+            await asyncio.sleep(PAUSE_SECONDS)
 
 
 async def swapped(url: str, versions: list[str], swaps: int, windows: list[tuple[float, float]]) -> None:
@@ -95,20 +96,20 @@ async def swapped(url: str, versions: list[str], swaps: int, windows: list[tuple
             await asyncio.sleep(1.5)
 
 
-async def measure(url: str, versions: list[str], swaps: int, rate: float) -> None:
-    spans: list[tuple[float, float, bool]] = []
+async def measure(url: str, versions: list[str], swaps: int, customers: int) -> None:
+    spans: list[Span] = []
     windows: list[tuple[float, float]] = []
     stop = asyncio.Event()
-    asking = asyncio.create_task(load(url, rate, spans, stop))
+    asking = [asyncio.create_task(customer(url, spans, stop)) for _ in range(customers)]
     await swapped(url, versions, swaps, windows)
     stop.set()
-    await asking
+    await asyncio.gather(*asking)
     steady, during = [], []
-    for begun, ended, _ in spans:
-        inside = any(begun < last and ended > first for first, last in windows)
-        (during if inside else steady).append(1000 * (ended - begun))
-    failed = sum(not good for _, _, good in spans)
-    print(f"{len(windows)} swaps, {len(spans)} requests at {rate:g} a second, {failed} failed")
+    for span in spans:
+        inside = any(span.began < last and span.ended > first for first, last in windows)
+        (during if inside else steady).append(1000 * (span.ended - span.began))
+    wrong = Counter(span.wrong for span in spans if span.wrong)
+    print(f"{len(windows)} swaps, {customers} customers, {len(spans)} requests, {wrong.total()} failed {dict(wrong)}")
     tails = []
     for name, times in (("steady", steady), ("in a swap", during)):
         cuts = statistics.quantiles(times, n=100)
@@ -117,7 +118,7 @@ async def measure(url: str, versions: list[str], swaps: int, rate: float) -> Non
     print(f"p99 in a swap is {tails[1] / tails[0]:.2f} times the steady one (at most 2 is the aim)")
 
 
-def main(swaps: int, rate: float) -> None:
+def main(swaps: int, customers: int) -> None:
     from infra import registry
     from tests.conftest import living_in
     from tests.infra.test_registry import free_port
@@ -136,7 +137,7 @@ def main(swaps: int, rate: float) -> None:
                     if gateway.poll() is not None:
                         raise SystemExit("the gateway ended; what it says is above")
                     time.sleep(0.2)
-                asyncio.run(measure(url, versions, swaps, rate))
+                asyncio.run(measure(url, versions, swaps, customers))
             finally:
                 gateway.terminate()
                 gateway.wait(20)
@@ -153,4 +154,4 @@ def answers(url: str) -> bool:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50, float(sys.argv[2]) if len(sys.argv) > 2 else 10.0)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50, int(sys.argv[2]) if len(sys.argv) > 2 else 4)

@@ -67,6 +67,11 @@ class Engine(ABC):
     ) -> list[Reply]:
         """One reply a request, in order, `parallel` of them at a time. May be called from several threads."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer; one that cannot is loaded anew."""
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Free the model. Nothing may be asked afterwards."""

@@ -2,7 +2,8 @@
 
 A second after the registry's alias `champion` moves, the new version is loaded beside the old one; the old one answers
 what it has begun, then goes. A version that is not what was registered, or that no engine loads, changes nothing: the
-old one goes on, the log and `/v1/models` say why, and it is tried again, less and less often.
+old one goes on, the log and `/v1/models` say why, and it is tried again, less and less often. An engine that has died
+is loaded anew; until then the teacher answers.
 """
 
 import asyncio
@@ -17,7 +18,6 @@ from starlette.concurrency import run_in_threadpool
 from infra import registry
 from infra.engines import Engine, load
 from infra.engines.engine import ABSTAINED
-from infra.engines.trial import require_loadable
 from infra.gateway.errors import Failed, Refused, trace
 from infra.settings import SetupError
 
@@ -54,7 +54,6 @@ async def loaded(workload: str, version: str, replace: bool = False) -> Served:
         SetupError: Its files are not what was registered, or no engine loads them.
     """
     found = await run_in_threadpool(registry.version, workload, version)
-    await run_in_threadpool(require_loadable, found.folder, found.artifact_hash)
     return Served(workload, version, await run_in_threadpool(load, found.folder, replace))
 
 
@@ -110,7 +109,7 @@ class Champions:
             self.wanted = await run_in_threadpool(registry.champions)
             for workload, version in self.wanted.items():
                 now = self.served.get(workload)
-                if now and now.version == version:
+                if now and now.version == version and now.engine.alive:
                     self.problems.pop(workload, None)
                 elif ready and (ready.workload, ready.version) == (workload, version):
                     self._serve(ready)

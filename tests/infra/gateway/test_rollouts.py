@@ -17,7 +17,7 @@ from infra.rollout import state
 from infra.rollout.spec import RolloutSpec, Step
 from infra.rollout.story import story
 from tests.conftest import cluster, living_in, new_database
-from tests.infra.engines.test_trial import fatal
+from tests.infra.engines.test_llamacpp import fatal
 from tests.infra.gateway.conftest import ANSWER, Teacher, eventually
 from tests.infra.gateway.test_app import ASK, listening, rows
 
@@ -188,7 +188,9 @@ def test_a_champion_that_cannot_be_served_leaves_the_old_one_serving(
             file.write(b" ")
     registry.promote(workload, new)
     said = eventually(lambda: httpx.get(f"{house}/v1/models").json()["problems"].get(workload), 60)
-    expected = {"corrupt": "llama.cpp cannot load", "fatal": "dies when it loads"}.get(damage, "registered was")
+    expected = {"corrupt": "llama.cpp cannot load", "fatal": "dies when it loads it: SIGABRT"}.get(
+        damage, "registered was"
+    )
     assert said.startswith(f"version {new}: ") and expected in said
     assert expected in caplog.text, "the log says it, too"
     assert ask(house, workload, "c1")["model"] == registry.served_name(workload, old)
