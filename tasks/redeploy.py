@@ -42,6 +42,7 @@ def redeploy(
     if abort:
         _abort(workload)
     elif version is not None:
+        registry.version(workload, version)  # which says so if there is none, before anything has begun
         state.begin(workload, version, rollout, flow_run_id=flow_run_id)
     under_way = [standing.version for standing in state.running(workload)]
     if under_way:
