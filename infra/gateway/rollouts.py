@@ -72,13 +72,13 @@ class Trial:
             TimeoutError: It takes longer; it goes on, and its engine is not closed before it has ended.
         """
         loop = asyncio.get_running_loop()
-        self.served.busy += 1
 
         def ended(_: Future[T]) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
                 loop.call_soon_threadsafe(self.served.release)
 
         running = self.threads.submit(function, *arguments)
+        self.served.busy += 1
         running.add_done_callback(ended)
         waiting = asyncio.wrap_future(running)
         waiting.add_done_callback(lambda late: late.cancelled() or late.exception())  # nobody may be there to hear it
@@ -170,8 +170,10 @@ class Rollouts:
             return
         failed = ticket.failed or (ticket.arm == "reference" and error is not None)
         self._saw(ticket, call, ticket.arm, failed, 1000 * (time.monotonic() - call.began))
-        if ticket.shadow and ticket.trial.shadows < SHADOWS and not ticket.trial.halted:
-            ticket.trial.shadows += 1
+        trial = ticket.trial
+        asked = ticket.shadow and not trial.halted and self.trials.get(call.workload) is trial
+        if asked and trial.shadows < SHADOWS:
+            trial.shadows += 1
             task = asyncio.create_task(self._shadow(ticket, call))
             self.shadows.add(task)
             task.add_done_callback(self.shadows.discard)
@@ -285,7 +287,12 @@ class Rollouts:
             return
         trial.standing = standing
         if standing.full:  # several gateways may be here at once: each says the same to the registry
-            await run_in_threadpool(registry.promote, standing.workload, standing.version)
+            try:
+                await run_in_threadpool(registry.promote, standing.workload, standing.version)
+            except Exception as problem:  # all steps have held: tried again at the next look
+                said = str(problem) if isinstance(problem, SetupError) else trace(problem)
+                log.warning("%s: version %s cannot be promoted yet: %s", standing.workload, standing.version, said)
+                return
             reason = f"version {standing.version} serves, {standing.reference} did before"
             standing = trial.standing = await run_in_threadpool(state.end, standing.id, PROMOTED, reason)
         if standing.status == state.RUNNING or self.trials.get(standing.workload) is not trial:

@@ -58,7 +58,7 @@ class Standing(NamedTuple):
     """Where a rollout stands.
 
     Attributes:
-        reason: Why it ended, if it has.
+        reason: Of the latest decision; empty where nobody asked.
     """
 
     id: int
@@ -131,7 +131,7 @@ def observe(rollout_id: int, seen: Sequence[Seen]) -> Standing:
                 _take(db, row, tally, spec, one)
             _listen(db, row, tally, spec)
             _decide(db, row, tally, spec)
-        return _standing(row)
+        return _standing(row, _last(db, row))
 
 
 def look(rollout_id: int, serving: str | None) -> Standing:
@@ -143,7 +143,7 @@ def look(rollout_id: int, serving: str | None) -> Standing:
     with session(write=False) as db:
         row = db.get_one(Rollout, rollout_id)
         if row.ended is not None or row.step == len(row.spec["steps"]):
-            return _standing(row)
+            return _standing(row, _last(db, row))
     if (serving or TEACHER) != row.reference:
         said = f"{_named(serving or TEACHER)} serves now, and it was compared with {_named(row.reference)}"
         return end(rollout_id, ROLLED_BACK, said)
@@ -156,7 +156,7 @@ def end(rollout_id: int, status: str, reason: str) -> Standing:
         row = db.scalars(select(Rollout).where(Rollout.id == rollout_id).with_for_update()).one()
         if row.ended is None:
             _end(db, row, status, reason)
-        return _standing(row, reason)
+        return _standing(row, _last(db, row))
 
 
 # -- within one transaction ----------------------------------------------------------------------------------------
@@ -165,6 +165,13 @@ def end(rollout_id: int, status: str, reason: str) -> Standing:
 def _standing(row: Rollout, reason: str = "") -> Standing:
     spec = RolloutSpec.from_json(row.spec)
     return Standing(row.id, row.workload, row.version, row.reference, spec, row.step, row.status, reason)
+
+
+def _last(db: Session, row: Rollout) -> str:
+    """The reason of the latest decision."""
+    db.flush()
+    said = select(RolloutDecision.reason).where(RolloutDecision.rollout_id == row.id)
+    return db.scalar(said.order_by(RolloutDecision.id.desc()).limit(1)) or ""
 
 
 def _named(version: str) -> str:

@@ -1,7 +1,12 @@
 """Rollouts in a gateway on a real port, with a real student and a teacher behind an endpoint: who answers, and when."""
 
+import json
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +21,12 @@ from infra.gateway.app import create_app
 from infra.rollout import state
 from infra.rollout.spec import RolloutSpec, Step
 from infra.rollout.story import story
-from tests.conftest import cluster, living_in, new_database
+from tests.conftest import answering, cluster, living_in, new_database
 from tests.infra.engines.test_llamacpp import fatal
+from tests.infra.engines.test_openai import VLLM
 from tests.infra.gateway.conftest import ANSWER, Teacher, eventually
 from tests.infra.gateway.test_app import ASK, listening, rows
+from tests.models import PREFIX
 
 SHADOW = RolloutSpec((Step(0, requests=1000),))
 HALF = RolloutSpec((Step(0.5, requests=1000),))
@@ -123,6 +130,40 @@ def test_a_student_that_breaks_costs_nobody_an_answer_and_is_undone(
     assert len(errors) == told["arms"][-1]["failed"] and all(row.external_id.endswith("-challenger") for row in errors)
     assert ask(house, workload, "after", max_tokens="many")["choices"][0]["message"] == ANSWER
     assert len(interactions(workload)) == asked + len(errors) + 1, "each customer's call is recorded once"
+
+
+class Hanging(VLLM):
+    """A server that loads a student and answers once, and then never in time."""
+
+    def do_POST(self) -> None:
+        if self.path == "/v1/completions":
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            time.sleep(0 if body["max_tokens"] == 1 else 2)
+            self.reply({"choices": [{"text": "late", "finish_reason": "stop"}]})
+            return
+        super().do_POST()
+
+
+def test_a_student_that_hangs_is_answered_for_in_time_and_undone(
+    open_house: Any, teacher: type[Teacher], workload: str, bare: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(bare, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "flywheel.json").write_text(json.dumps({"workload": workload, "prefix": PREFIX.to_json()}))
+    VLLM.told.clear(), VLLM.adapters.clear()
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), Hanging)) as server:
+        models = {"SERVER": f"{server}/v1", "SERVER_FOLDER": str(tmp_path / "models")}
+        with open_house(TEACHER=teacher.url, THREADS="1", **models) as url:
+            version = registry.register(workload, folder, metrics={}, tags={}, parameters={}, run_name="test")[0]
+            state.begin(workload, version, replace(HALF, timeout=0.3))
+            taken_up(url, workload)
+            asked = 0
+            while state.running(workload):
+                asked += 1
+                assert asked < 80 and ask(url, workload, f"c{asked}")["choices"][0]["message"] == ANSWER
+            assert ended(workload)["decisions"][-1]["reason"].startswith("breach: errors")
+            eventually(lambda: not VLLM.adapters)  # when the last late answer has come
 
 
 def test_what_holds_serves_all_and_is_not_loaded_again(house: str, workload: str, register: Callable[..., str]) -> None:
