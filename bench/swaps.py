@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -119,28 +120,30 @@ async def measure(url: str, versions: list[str], swaps: int, customers: int) -> 
 
 
 def main(swaps: int, customers: int) -> None:
-    from infra import registry
-    from tests.conftest import living_in
-    from tests.infra.test_registry import free_port
-
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
         folder = Path(place)
-        port = free_port()
-        with living_in(folder / "home", TEACHER="", THREADS="1", GATEWAY_PORT=str(port)):
-            versions = [version(folder, number) for number in range(2)]
-            registry.promote(WORKLOAD, versions[0])
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-            gateway = subprocess.Popen([sys.executable, "-m", "flows.gateway"], cwd=ROOT, env=environment)
-            url = f"http://127.0.0.1:{port}"
-            try:
-                while not answers(url):
-                    if gateway.poll() is not None:
-                        raise SystemExit("the gateway ended; what it says is above")
-                    time.sleep(0.2)
-                asyncio.run(measure(url, versions, swaps, customers))
-            finally:
-                gateway.terminate()
-                gateway.wait(20)
+        os.environ |= {
+            "FLYWHEEL_HOME": str(folder / "home"), "FLYWHEEL_TEACHER": "", "FLYWHEEL_THREADS": "1",
+            "FLYWHEEL_GATEWAY_PORT": str(port), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+        }  # fmt: skip
+        from infra import registry
+
+        versions = [version(folder, number) for number in range(2)]
+        registry.promote(WORKLOAD, versions[0])
+        gateway = subprocess.Popen([sys.executable, "-m", "flows.gateway"], cwd=ROOT)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            while not answers(url):
+                if gateway.poll() is not None:
+                    raise SystemExit("the gateway ended; what it says is above")
+                time.sleep(0.2)
+            asyncio.run(measure(url, versions, swaps, customers))
+        finally:
+            gateway.terminate()
+            gateway.wait(20)
 
 
 def answers(url: str) -> bool:
