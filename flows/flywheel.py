@@ -14,6 +14,7 @@ from flows.quantize import quantize_stage
 from flows.redeploy import redeploy_stage
 from flows.release import decide, plan_stage
 from flows.stage import aligned
+from infra.rollout.spec import RolloutSpec
 from infra.settings import SetupError, settings
 from tasks.curate import CurateSpec
 from tasks.evaluate import EvaluateSpec
@@ -40,6 +41,7 @@ def flywheel(
     candidates: Annotated[tuple[CandidateSpec, ...], Field(min_length=1)] = CANDIDATES,
     evaluate: EvaluateSpec = EvaluateSpec(),  # noqa: B008
     gate: GateSpec = GateSpec(),  # noqa: B008
+    rollout: RolloutSpec = RolloutSpec(),  # noqa: B008
 ) -> dict[str, Any]:
     """Turn the wheel once for one workload: from its traffic to a gated, quantized, registered, served student.
 
@@ -53,6 +55,7 @@ def flywheel(
         candidates: The ways to quantize them; those in format onnx are the classifier's, all others the student's.
         evaluate: What is measured.
         gate: What a candidate has to show before it serves.
+        rollout: The steps by which the winner gets to serve; without any it serves at once.
     """
     require()
     variants(distill, sweep)  # what is wrong with it is said before anything is done
@@ -75,7 +78,7 @@ def flywheel(
         [(student["student_id"], one) for kind, student in students.items() for one in fitting(kind, candidates)]
     )
     score(dataset["dataset_id"], [candidate["candidate_id"] for candidate in made], evaluate)
-    result = decide(dataset["dataset_id"], gate)
+    result = decide(dataset["dataset_id"], gate, rollout)
     if result["outcome"] == "promote":
         result["served"] = redeploy_stage(workload)
     return {**result, "dataset": dataset, "plan": planned, "students": students, "no_classifier": without}

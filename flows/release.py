@@ -8,6 +8,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 import tasks.plan
 import tasks.release
 from flows.stage import in_flow_run, stage
+from infra.rollout.spec import RolloutSpec
 from tasks.evaluate import EvaluateSpec
 from tasks.release import GateSpec
 
@@ -16,9 +17,9 @@ plan_stage = stage(tasks.plan.plan, retries=2)
 rollback_stage = stage(tasks.release.rollback)  # a repeated rollback would undo itself
 
 
-def decide(dataset_id: str, gate: GateSpec) -> dict[str, Any]:
+def decide(dataset_id: str, gate: GateSpec, rollout: RolloutSpec) -> dict[str, Any]:
     """Gate what was scored on a dataset, act on it, and leave scorecard and verdict on the run's page."""
-    result = release_stage(dataset_id, gate)
+    result = release_stage(dataset_id, gate, rollout)
     if in_flow_run():
         about = f"of {result['workload']}"
         create_table_artifact(tasks.release.scorecard_table(result), key="scorecard", description=f"Scorecards {about}")
@@ -31,7 +32,8 @@ def release(
     workload: str,
     rollback: bool = False,
     plan: bool = False,
-    gate: GateSpec = GateSpec(),  # noqa: B008 (frozen)
+    gate: GateSpec = GateSpec(),  # noqa: B008 (frozen, as is the other)
+    rollout: RolloutSpec = RolloutSpec(),  # noqa: B008
 ) -> dict[str, Any]:
     """Gate the candidates of a workload's newest dataset and promote the winner; or give `previous` back its place.
 
@@ -40,11 +42,12 @@ def release(
         rollback: Make the previous champion serve again instead.
         plan: Only say how many items the gate asks the newest dataset's holdout to have.
         gate: What a candidate has to show.
+        rollout: The steps by which the winner gets to serve.
     """
     if rollback:
         return rollback_stage(workload)
     dataset_id = tasks.release.newest_dataset(workload)
-    return plan_stage(dataset_id, gate, EvaluateSpec()) if plan else decide(dataset_id, gate)
+    return plan_stage(dataset_id, gate, EvaluateSpec()) if plan else decide(dataset_id, gate, rollout)
 
 
 def render(result: dict[str, Any]) -> str:

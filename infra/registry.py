@@ -1,9 +1,9 @@
 """Where served models are kept: MLflow's model registry, one registered model a workload.
 
 A version is an artifact folder as an engine loads it, byte for byte, with the hash of its files as a tag. The adapter
-that it was merged from lies beside it, with its MLflow run, and has a tag of its own. Two aliases move: `champion`
-serves, `previous` served before it. By default MLflow writes SQLite and a folder in the home;
-FLYWHEEL_MLFLOW names a server instead.
+that it was merged from lies beside it, with its MLflow run, and has a tag of its own. Three aliases move: `champion`
+serves, `previous` served before it, `challenger` is on its way to serve (`infra/rollout`). By default MLflow writes
+SQLite and a folder in the home; FLYWHEEL_MLFLOW names a server instead.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from urllib.parse import quote
 from infra.settings import SetupError, settings
 from infra.tracking import connected, download, local
 
-CHAMPION, PREVIOUS = "champion", "previous"
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 HASH = "artifact_hash"
 ADAPTER, ADAPTER_HASH = "adapter", "adapter_hash"
 SERVED = "flywheel:"
@@ -166,6 +166,24 @@ def champion(workload: str) -> Version | None:
         return _at_hand(workload, found, client.get_model_version_download_uri(found.name, found.version), HASH)
 
 
+def version(workload: str, number: str) -> Version:
+    """A registered version, likewise, whether or not it serves.
+
+    Raises:
+        SetupError: It is not registered, MLflow cannot be reached, or the files are not what was registered.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _mlflow() as client:
+        try:
+            found = client.get_model_version(_model(workload), number)
+        except MlflowException as problem:
+            if problem.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise SetupError(f"{workload!r} has no version {number!r}; `flywheel release` registers one") from problem
+        return _at_hand(workload, found, client.get_model_version_download_uri(found.name, found.version), HASH)
+
+
 def champion_adapter(workload: str) -> Version | None:
     """The adapter of the version that serves, likewise; None if nothing serves.
 
@@ -194,6 +212,20 @@ def promote(workload: str, version: str) -> None:
         if serving is not None:
             client.set_registered_model_alias(_model(workload), PREVIOUS, str(serving.version))
         client.set_registered_model_alias(_model(workload), CHAMPION, str(version))
+
+
+def challenge(workload: str, version: str) -> None:
+    """Mark a version as the one that is on its way to serve."""
+    with _mlflow() as client:
+        client.set_registered_model_alias(_model(workload), CHALLENGER, version)
+
+
+def unchallenge(workload: str, version: str) -> None:
+    """Take that mark from a version, if it has it."""
+    with _mlflow() as client:
+        found = _by_alias(client, workload, CHALLENGER)
+        if found is not None and str(found.version) == version:
+            client.delete_registered_model_alias(_model(workload), CHALLENGER)
 
 
 def rollback(workload: str) -> tuple[str, str]:
@@ -302,7 +334,7 @@ def _at_hand(workload: str, found: Any, location: str, tag: str) -> Version:
             download(location, folder)
     if (actual := artifact_hash(folder)) != digest:
         raise SetupError(
-            f"the {tag.removesuffix('_hash')} of champion {number} of {workload!r} has files with hash {actual[:12]}, "
+            f"the {tag.removesuffix('_hash')} of version {number} of {workload!r} has files with hash {actual[:12]}, "
             f"registered was {digest[:12]}; "
             f"restore {folder}, or `flywheel release --rollback --workload {workload}`"
         )

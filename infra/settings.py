@@ -61,6 +61,13 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="What the servers bind to")
     gateway_port: int = Field(8080, ge=1, le=65535, description="The gateway's port")
+    server: str = Field(
+        "", description="http(s)://.../v1 of a server that runs the students. Default: they run in the gateway"
+    )
+    server_folder: str = Field(
+        "", description="Folder that it reads models from; `HERE:THERE` where it sees it under another path"
+    )
+    server_key: SecretStr = Field(SecretStr(""), description="Its bearer token")
     tokens: SecretStr = Field(
         SecretStr(""),
         description="`CLIENT:TOKEN` pairs, separated by commas: who may write to the gateway. Default: all",

@@ -7,8 +7,8 @@ answer that occurs in them. Then an encoder with a head can answer (`students/cl
 
 from typing import Any
 
-from tasks.policy import meaning
-from tasks.similarity import number_of
+from infra.database.jsontext import number_of
+from infra.database.policy import meaning
 
 MOST = 1000
 TIMES = 5

@@ -9,15 +9,14 @@ from sqlalchemy import ColumnElement, Select, Text, cast, collate, or_, select, 
 from sqlalchemy.orm import Session
 
 from infra.database.among import among
-from infra.database.jsontext import dumps, from_column
+from infra.database.jsontext import dumps, from_column, number_of
 from infra.database.messages import answer_of
+from infra.database.policy import Judgement, meaning, of_conversation
 from infra.database.session import session
 from infra.database.tables import Feedback, Interaction
 from infra.registry import is_student
 from infra.settings import SetupError
 from tasks.ingest import workloads_of
-from tasks.policy import Judgement, meaning, of_conversation
-from tasks.similarity import number_of
 
 PAGE = 250  # a response with log-probabilities has hundreds of kilobytes
 Key = tuple[datetime, str, str]

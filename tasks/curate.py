@@ -23,6 +23,7 @@ from pydantic import Field
 from sqlalchemy import select
 
 from infra.database.jsontext import to_column
+from infra.database.policy import Judgement
 from infra.database.session import session
 from infra.database.tables import Dataset as DatasetRow
 from infra.database.tables import DatasetItem
@@ -33,7 +34,6 @@ from tasks.cases import Case, Window
 from tasks.frozen import Dataset, freeze, load
 from tasks.ledger import NOTHING, OBJECTED, Fault, Ledger
 from tasks.looks import BUDGET, used_up
-from tasks.policy import Judgement
 from tasks.relabel import Relabel, Relabeller
 from tasks.similarity import Hashes, NearDuplicates, template
 from tasks.splits import Entries, split

@@ -1,9 +1,10 @@
 """A client or an interaction, erased from every table and file, and a mark on what was made of it.
 
-Erased are interactions, what was said of them, what a teacher answered when it was asked about them again, quarantined
-records that name them, their rows in datasets and scorecards, and their lines in the gateway's spool. A dataset keeps
-its id, by which students and verdicts know it; its report gets `forgotten`, and each registered version that was
-trained on it the tag `flywheel.forgotten`. The counts and metrics that were made before stay: they name no one.
+Erased are interactions, what was said of them, what a teacher answered when it was asked about them again, what a
+student in shadow would have answered, quarantined records that name them, their rows in datasets and scorecards, and
+their lines in the gateway's spool. A dataset keeps its id, by which students and verdicts know it; its report gets
+`forgotten`, and each registered version that was trained on it the tag `flywheel.forgotten`. The counts and metrics
+that were made before stay: they name no one.
 
 The order makes it safe to be killed: first the tombstones (infra/database/forgotten.py), so that nothing comes back,
 then the files, then the marks, and last the rows, by which another run finds what is left to do. It is not a Prefect
@@ -21,6 +22,7 @@ from sqlalchemy.orm import Session
 from infra import registry
 from infra.database.among import among
 from infra.database.forgotten import CLIENT, INTERACTION, RAW, bury, tombstone
+from infra.database.policy import of_conversation
 from infra.database.session import empty_log, session
 from infra.database.tables import (
     Candidate,
@@ -29,6 +31,7 @@ from infra.database.tables import (
     Feedback,
     Interaction,
     Quarantine,
+    RolloutCall,
     Scorecard,
     Student,
     TeacherAnswer,
@@ -38,7 +41,6 @@ from infra.privacy.redaction import redactor
 from infra.settings import SetupError
 from tasks.erasure import NAMES, digest_of, erase_spooled, held, names, rewritten, spooled
 from tasks.frozen import SPLITS
-from tasks.policy import of_conversation
 
 Progress = Callable[[int, int, str], None]
 BATCH = 1000
@@ -250,8 +252,8 @@ def erase_rows(target: Target, dry_run: bool, progress: Progress | None) -> int:
                     feedback.add(opinion.id)
     if dry_run:
         return len(feedback)
-    steps: list[tuple[Any, list[int]]] = [
-        (Quarantine.id, sorted(target.raw)), (Feedback.id, sorted(feedback)),
+    steps: list[tuple[Any, list[Any]]] = [
+        (Quarantine.id, sorted(target.raw)), (Feedback.id, sorted(feedback)), (RolloutCall.id, sorted(target.ids)),
         (DatasetItem.interaction_id, sorted(target.interactions)),
         (TeacherAnswer.interaction_id, sorted(target.interactions)), (Interaction.id, sorted(target.interactions)),
     ]  # fmt: skip

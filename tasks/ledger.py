@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.database.jsontext import number_of
+from infra.database.policy import SAID, Judgement, judge
 from infra.database.tables import Feedback
 from tasks.answers import MOST
 from tasks.cases import Case
-from tasks.policy import SAID, Judgement, judge
-from tasks.similarity import number_of
 
 Fault = Literal["", "another prefix than the baked one", "a request that is not only text"]
 FAULTS: tuple[Fault, ...] = ("", "another prefix than the baked one", "a request that is not only text")

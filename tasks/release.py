@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from infra.rollout.spec import RolloutSpec
 from infra.settings import SetupError
 from tasks import looks
 from tasks.cards import cards_of
@@ -22,16 +23,21 @@ Progress = Callable[[int, int, str], None]
 
 
 def release(
-    dataset_id: str, spec: GateSpec, *, progress: Progress | None = None, flow_run_id: str | None = None
+    dataset_id: str,
+    spec: GateSpec,
+    rollout: RolloutSpec = RolloutSpec(),  # noqa: B008 (frozen)
+    *,
+    progress: Progress | None = None,
+    flow_run_id: str | None = None,
 ) -> dict[str, Any]:
-    """Gate the candidates of a dataset; register those that pass, and let the cheapest of them serve.
+    """Gate the candidates of a dataset; register those that pass, and let the cheapest of them serve, or begin to.
 
     Each candidate gets a verdict with its reasons, which is stored before the alias moves. Doing it again on the same
     scorecards changes nothing.
 
     Returns:
         workload, dataset_id, outcome, reference (what serves), references, winner, version, reasons, margin,
-        confidence, yardsticks, looks and their budget, notes, and a row a model.
+        confidence, yardsticks, looks and their budget, notes, steps (of the rollout), and a row a model.
 
     Raises:
         SetupError: The dataset is unknown or has no candidates, or MLflow cannot be reached.
@@ -39,6 +45,7 @@ def release(
     from infra import registry
     from infra.database.session import session
     from infra.database.tables import Dataset
+    from infra.rollout.state import begin
 
     with session(write=False) as db:
         dataset = db.get(Dataset, dataset_id)
@@ -63,7 +70,7 @@ def release(
             versions[card.subject] = _register(dataset.workload, dataset_id, card, references, judgement, flow_run_id)
     _store_verdicts(dataset.workload, dataset_id, verdicts, references, versions, spec, flow_run_id)
     if winner:
-        registry.promote(dataset.workload, versions[winner.subject][0])
+        begin(dataset.workload, versions[winner.subject][0], rollout, flow_run_id=flow_run_id)
     outcomes = [judgement.outcome for _, judgement in verdicts]
     outcome = PROMOTE if winner else REJECT if set(outcomes) == {REJECT} else INCONCLUSIVE
     return {
@@ -71,7 +78,8 @@ def release(
         "reference": references[0].subject, "references": [card.subject for card in references],
         "winner": winner.name if winner else None, "version": versions[winner.subject][0] if winner else None,
         "reasons": [f"{card.name}: {j.outcome}; {reason}" for card, j in verdicts for reason in j.reasons],
-        "margin": spec.margin, "confidence": spec.confidence, "yardsticks": teacher.metrics.get("yardsticks", {}),
+        "margin": spec.margin, "confidence": spec.confidence, "steps": len(rollout.steps),
+        "yardsticks": teacher.metrics.get("yardsticks", {}),
         "looks": looks.looks(dataset_id, dataset.workload), "budget": budget,
         "notes": [] if winner else _notes(champion, teacher, spec),
         "rows": [_row(card, None) for card in (teacher, champion) if card] + [_row(*verdict) for verdict in verdicts],
@@ -277,7 +285,7 @@ def verdict_markdown(result: dict[str, Any]) -> str:
     """The verdict and its reasons, to be read in a terminal and as Markdown alike."""
     asked = f"margin {100 * result['margin']:g} points, confidence {result['confidence']:.0%}"
     happened = {
-        PROMOTE: f"{result['winner']} serves as version {result['version']}",
+        PROMOTE: f"{result['winner']} {'is under way' if result['steps'] else 'serves'} as version {result['version']}",
         REJECT: f"no candidate is good enough; what served goes on serving ({result['reference']})",
         INCONCLUSIVE: f"nothing is shown either way; what served goes on serving ({result['reference']})",
     }[result["outcome"]]

@@ -1,9 +1,9 @@
 """Retention: what is older than a date is deleted, but for what datasets were made of.
 
 Deleted are interactions, what was said of them (whenever it was said), what a teacher answered when it was asked about
-them again, feedback of before the date whose interaction never came, and records that were put into quarantine before
-it. An interaction that is in a dataset stays, and what was said of it: the holdout of an earlier turn must stay out of
-training, and a version's lineage ends at its interactions.
+them again, what a rollout noted of them, feedback of before the date whose interaction never came, and records that
+were put into quarantine before it. An interaction that is in a dataset stays, and what was said of it: the holdout of
+an earlier turn must stay out of training, and a version's lineage ends at its interactions.
 (`flywheel forget` erases from datasets, too.)
 
 A file that has been read is not read again, so its old rows do not come back: its cursor says where to go on. A file
@@ -20,11 +20,21 @@ from sqlalchemy import and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from infra.database.among import among
+from infra.database.policy import of_conversation
 from infra.database.session import session
-from infra.database.tables import Cursor, Dataset, DatasetItem, Feedback, Interaction, Quarantine, TeacherAnswer, now
+from infra.database.tables import (
+    Cursor,
+    Dataset,
+    DatasetItem,
+    Feedback,
+    Interaction,
+    Quarantine,
+    RolloutCall,
+    TeacherAnswer,
+    now,
+)
 from infra.settings import SetupError
 from tasks.ingest import workloads
-from tasks.policy import of_conversation
 
 Progress = Callable[[int, int, str], None]
 BATCH = 1000
@@ -137,6 +147,7 @@ def interactions(workload: str, limit: datetime) -> Iterator[tuple[int, int]]:
             gone = {row.id: row.external_id for row in page if row.id not in kept}
             said = _unsay(db, gone)
             db.execute(delete(TeacherAnswer).where(among(db, TeacherAnswer.interaction_id, sorted(gone))))
+            db.execute(delete(RolloutCall).where(among(db, RolloutCall.id, sorted(gone.values()))))
             db.execute(delete(Interaction).where(among(db, Interaction.id, sorted(gone))))
             at, number = page[-1].at, page[-1].id
         yield len(gone), said

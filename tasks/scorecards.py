@@ -1,8 +1,8 @@
 """What a scorecard holds: values with their intervals, by slice and by yardstick, and each item's answer in Parquet.
 
 The yardstick of an item is who said what is expected: a person's label (gold), a person's correction, or the teacher,
-whose answer it is. The first two outrank the third wherever they are (`tasks/policy.py`), and each number says how many
-of its items were held against which.
+whose answer it is. The first two outrank the third wherever they are (`infra/database/policy.py`), and each number says
+how many of its items were held against which.
 """
 
 import json

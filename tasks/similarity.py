@@ -11,7 +11,6 @@ numbers of 32 bits, lie in a temporary file, from which a pair is read when it i
 before, keeps an object for each band of each text.
 """
 
-import hashlib
 import os
 import re
 import tempfile
@@ -21,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from infra.database.jsontext import number_of
 
 Progress = Callable[[int, int, str], None]
 Hashes = NDArray[np.uint32]
@@ -189,9 +190,3 @@ def numbers(text: str) -> list[str]:
 
 def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
-
-
-def number_of(said: str | bytes) -> int:
-    """64 bits of a text, the same in every process."""
-    raw = said if isinstance(said, bytes) else said.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")

@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     String,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -247,3 +248,71 @@ class Verdict(Produced, Base):
     outcome: Mapped[str]
     reasons: Mapped[Payload]
     model_version: Mapped[str | None]
+
+
+class Rollout(Produced, Base):
+    """A version on its way to serve, in steps (`infra/rollout`); of those that have not ended, one a workload.
+
+    `reference` is what it is compared with: the number of the version that serves, or "teacher". `step` counts from 0;
+    behind the last it is their number, and the version serves as soon as the registry says so. `tally` is what the
+    present step has come to, in the form of `infra/rollout/tally.py`. `status` is running, promoted, rolled back or
+    aborted.
+    """
+
+    __tablename__ = "rollout"
+    __table_args__ = (
+        Index(
+            "uq_rollout_under_way",
+            "workload",
+            unique=True,
+            sqlite_where=text("ended IS NULL"),
+            postgresql_where=text("ended IS NULL"),
+        ),
+    )
+
+    id: Mapped[Serial]
+    workload: Mapped[str] = mapped_column(index=True)
+    version: Mapped[str]
+    reference: Mapped[str]
+    step: Mapped[int]
+    step_began: Mapped[datetime] = mapped_column(UTCDateTime)
+    tally: Mapped[Payload]
+    status: Mapped[str]
+    ended: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+
+class RolloutDecision(Base):
+    """What was decided in a rollout: when, why, and on what evidence. Rows are only added."""
+
+    __tablename__ = "rollout_decision"
+
+    id: Mapped[Serial]
+    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollout.id"), index=True)
+    at: Mapped[datetime] = mapped_column(UTCDateTime)
+    step: Mapped[int]
+    action: Mapped[str]
+    reason: Mapped[str]
+    evidence: Mapped[Payload]
+
+
+class RolloutCall(Base):
+    """What came of a call in one arm of a rollout, `student` or `reference`; in shadow it has both.
+
+    `id` is the external id of the interaction, whose traffic it is. `answer` is what the student would have said in
+    shadow; nobody was sent it, it is no interaction and is never learned from. `opinion` is 1 or -1 once somebody has
+    said what he thinks of the answer that he was sent.
+    """
+
+    __tablename__ = "rollout_call"
+    __table_args__ = (Index("ix_rollout_call_conversation", "rollout_id", "step", "arm", "conversation"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    arm: Mapped[str] = mapped_column(String(16), primary_key=True)
+    rollout_id: Mapped[int] = mapped_column(ForeignKey("rollout.id"))
+    step: Mapped[int]
+    conversation: Mapped[str] = mapped_column(String(32))
+    at: Mapped[datetime] = mapped_column(UTCDateTime)
+    failed: Mapped[bool]
+    latency_ms: Mapped[float]
+    opinion: Mapped[int | None]
+    answer: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

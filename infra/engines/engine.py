@@ -78,6 +78,11 @@ class Engine(ABC):
         """
         return None
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer; one that cannot is loaded anew."""
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Free the model. Nothing may be asked afterwards."""

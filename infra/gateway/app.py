@@ -5,7 +5,7 @@
     POST /v1/feedback           {"record_id", "kind": thumb | rating | correction | preference | label, "value"}, where
                                 record_id is the id of the answer; 202 where it is kept in the spool for now
     POST /v1/traces, /v1/logs   OpenTelemetry (OTLP/HTTP): calls of models, and evaluations of them
-    GET  /v1/models             which workloads are served, and by which version
+    GET  /v1/models             which workloads are served, by which version, and which is on its way (`rollouts.py`)
     GET  /healthz
 
 The workload is the request's `model`, or the header `x-flywheel-workload`. What is recorded is what the next turn of
@@ -93,7 +93,7 @@ def create_app(teacher: Engine | str | None = None) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return gateway.champions.models()
+        return gateway.models()
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:

@@ -8,7 +8,7 @@
 | the right answer                              | a correction         | a label                 |
 
 Each carries the name it was given as its metric. A rating of a metric has a scale that nobody knows, so a judge or a
-program never decides by itself what a student learns: only a person's thumb or correction does (`tasks/policy.py`).
+program never decides by itself what a student learns: only a person's thumb or correction does (`database/policy.py`).
 
 Yes to a question about a fault ("hallucination", "is_toxic") is a thumb down.
 """

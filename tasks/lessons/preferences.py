@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.database.jsontext import dumps
+from infra.database.policy import WEIGHTS, same
 from infra.settings import SetupError
 from tasks.lessons.lesson import Progress
-from tasks.policy import WEIGHTS, same
 from tasks.training.examples import Example, encode
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from infra.database.policy import same
 from infra.settings import SetupError, settings
 from tasks.metrics.exact_match import words
 from tasks.metrics.metric import Answered, Message, Metric, Score
 from tasks.metrics.tool_call import calls
-from tasks.policy import same
 from tasks.teachers import EndpointTeacher, Question
 from tasks.teachers.answers import Answer
 from tasks.teachers.pace import Pace

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from infra.database.jsontext import number_of
+from infra.database.policy import meaning
 from tasks.answers import MOST, TIMES
 from tasks.metrics.metric import Answered, Metric, Score, divided
-from tasks.policy import meaning
-from tasks.similarity import number_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from infra.database.policy import meaning
 from infra.engines.labels import Reader, label_of, said
 from infra.settings import SetupError, settings
 from tasks.answers import MOST
 from tasks.lessons.lesson import Progress
-from tasks.policy import meaning
 from tasks.teachers.hf import model_fingerprint
 
 if TYPE_CHECKING:

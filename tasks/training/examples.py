@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from tasks.policy import SAID
+from infra.database.policy import SAID
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -185,7 +185,7 @@ def test_the_champion_s_adapter_is_kept_beside_it(store: str, tmp_path: Path) ->
         again = registry.champion_adapter("adapted")
         assert again is not None and (again.folder / "model.gguf").read_bytes() == b"A and B"
     else:
-        with pytest.raises(SetupError, match=r"adapter of champion 1 of 'adapted' has files with hash"):
+        with pytest.raises(SetupError, match=r"adapter of version 1 of 'adapted' has files with hash"):
             registry.champion_adapter("adapted")
 
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.database.policy import meaning
 from tasks import answers
 from tasks.answers import Answers
 from tasks.curate import CurateSpec, curate
 from tasks.ingest import ingest
-from tasks.policy import meaning
 from tasks.sources import JSONL
 
 

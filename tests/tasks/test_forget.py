@@ -19,6 +19,7 @@ from infra.database.tables import (
     Forgotten,
     Interaction,
     Quarantine,
+    RolloutCall,
     Scorecard,
     Student,
     now,
@@ -32,6 +33,7 @@ from tasks.metrics import Answered, Quality
 from tasks.scorecards import read_items, score, write_items
 from tasks.sources.jsonl import JSONL
 from tests.tasks.test_curate import SPEC, put, record, rows, thumb
+from tests.tasks.test_retention import shadowed
 
 SECRET = "client-7f3a9c51"
 
@@ -99,6 +101,15 @@ def test_who_comes_back_is_a_customer_like_any_other(database: str) -> None:
     with session() as db:
         made = [parse(r, source="jsonl", at=now()) for r in (old, new)]
         assert store(db, made) == ["duplicate", "stored"]
+
+
+def test_what_a_student_said_to_it_in_shadow_goes_too(database: str) -> None:
+    put(of_client(0), of_client(1))
+    shadowed("r0", "r1")
+    forget(client=SECRET, dry_run=True)
+    assert count(RolloutCall) == 2
+    forget(client=SECRET)
+    assert count(RolloutCall, RolloutCall.id == "r0") == 0 and count(RolloutCall) == 1
 
 
 def test_one_interaction_goes_with_its_feedback_and_the_others_stay(database: str) -> None:

@@ -10,7 +10,16 @@ from sqlalchemy import select, update
 
 import tasks.retention
 from infra.database.session import session
-from infra.database.tables import Cursor, DatasetItem, Feedback, Interaction, Quarantine
+from infra.database.tables import (
+    Cursor,
+    DatasetItem,
+    Feedback,
+    Interaction,
+    Quarantine,
+    Rollout,
+    RolloutCall,
+    now,
+)
 from infra.settings import SetupError
 from tasks.curate import curate
 from tasks.ingest import ingest
@@ -50,6 +59,37 @@ def test_the_old_goes_with_its_feedback_and_the_new_stays(database: str) -> None
     assert left(Interaction.external_id) == ["r30", "r31", "r32", "r33", "r40"]
     assert left(Feedback.record_id) == ["c33", "r31", "r98"]
     assert prune(NEXT_DAY)["interactions"] == {}
+
+
+def shadowed(*records: str) -> None:
+    """What a student said in shadow to these calls."""
+    with session() as db:
+        rollout = Rollout(
+            workload="w",
+            version="1",
+            reference="teacher",
+            step=0,
+            step_began=now(),
+            tally={},
+            status="running",
+            spec={},
+        )
+        db.add(rollout)
+        db.flush()
+        for name in records:
+            db.add(
+                RolloutCall(
+                    id=name, arm="student", rollout_id=rollout.id, step=0, conversation=name, at=now(), failed=False,
+                    latency_ms=1.0, answer={"message": {"role": "assistant", "content": f"to {name}"}},
+                )
+            )  # fmt: skip
+
+
+def test_what_a_student_said_in_shadow_goes_with_its_call(database: str) -> None:
+    put(record(1), record(2, at=DAY))
+    shadowed("r1", "r2")
+    prune(NEXT_DAY)
+    assert left(RolloutCall.id) == ["r2"]
 
 
 def test_only_one_workload_is_pruned_if_it_is_named(database: str) -> None:

@@ -1,5 +1,7 @@
 """What an engine takes: memory, energy, cost."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,25 @@ def test_memory_is_the_peak_above_what_was_there_even_if_it_was_freed() -> None:
     told = memory.report()["memory_bytes"]
     assert told is not None and 60e6 < told < 120e6
     assert (Memory().report()["memory_bytes"] or 0) < 20e6, "what went before does not count"
+
+
+@pytest.mark.skipif(not (PROCESS / "clear_refs").exists(), reason="Linux alone tells a peak")
+def test_memory_of_an_engine_s_own_process_counts_and_of_others_does_not() -> None:
+    code = "import time; held = b'1' * 80_000_000; print(1, flush=True); time.sleep(60)"
+
+    def started() -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert process.stdout and process.stdout.readline()
+        return process
+
+    with started() as other:
+        memory = Memory()
+        assert (memory.report()["memory_bytes"] or 0) < 20e6
+        with started() as engine:
+            told = memory.report()["memory_bytes"]
+            engine.kill()
+        other.kill()
+    assert told is not None and 80e6 < told < 130e6
 
 
 def zone(powercap: Path, name: str, spent: int) -> None:

@@ -16,11 +16,11 @@ import pytest
 from sqlalchemy import select
 
 from infra import langfuse as api
+from infra.database.policy import judge
 from infra.database.session import session
 from infra.database.tables import Cursor, Feedback, Interaction, Quarantine
 from infra.settings import SetupError
 from tasks.ingest import ingest
-from tasks.policy import judge
 from tasks.sources.langfuse import Langfuse
 from tests.conftest import answering, living_in
 from tests.infra.gateway.test_app import rows

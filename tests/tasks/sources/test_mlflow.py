@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from infra.database.policy import judge
 from infra.database.session import session
 from infra.database.tables import Cursor, Feedback, Interaction, Quarantine
 from infra.servers import Servers
 from infra.settings import SetupError
 from tasks.ingest import ingest
-from tasks.policy import judge
 from tasks.sources import mlflow as source
 from tasks.sources.mlflow import MLflow
 from tests.infra.gateway.test_app import rows

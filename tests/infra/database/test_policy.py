@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from infra.database.jsontext import number_of
+from infra.database.policy import WEIGHTS, judge, of_conversation
 from infra.database.records import feedback
 from infra.database.tables import Feedback
-from tasks.policy import WEIGHTS, judge, of_conversation
-from tasks.similarity import number_of
 
 ANSWER = {"role": "assistant", "content": "lost_card"}
 RIGHT = {"role": "assistant", "content": "stolen_card"}

@@ -25,8 +25,8 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from infra.database.jsontext import number_of
 from infra.database.tables import Feedback
-from tasks.similarity import number_of
 
 Rule = Literal["correction", "label", "objection", "praise", "nothing"]
 WEIGHTS: dict[Rule, float] = {"correction": 2.0, "label": 2.0, "objection": 0.0, "praise": 1.5, "nothing": 1.0}
