@@ -142,6 +142,25 @@ def champion_number(workload: str) -> str | None:
     return _alias(workload, CHAMPION)
 
 
+def previous_number(workload: str) -> str | None:
+    """The version that served before it, or None."""
+    return _alias(workload, PREVIOUS)
+
+
+def workload_of(name: str) -> str | None:
+    """The workload whose model has this name in MLflow; None for a model of others, or none."""
+    from mlflow.exceptions import MlflowException
+
+    with _mlflow() as client:
+        try:
+            tagged = str(client.get_registered_model(name).tags.get("workload", ""))
+        except MlflowException as problem:
+            if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+    return tagged if _model(tagged) == name else None
+
+
 def champions() -> dict[str, str]:
     """Every workload that has a champion, with its version."""
     found: dict[str, str] = {}

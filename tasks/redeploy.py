@@ -1,11 +1,13 @@
 """Registry alias → running server: the champion is loaded as it will be served, and the gateway seen to serve it."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from infra.settings import SetupError
 
+log = logging.getLogger("flywheel.redeploy")
 Progress = Callable[[int, int, str], None]
 WAIT_SECONDS = 60.0
 
@@ -14,13 +16,14 @@ def redeploy(workload: str, *, progress: Progress | None = None, flow_run_id: st
     """Load the champion, let it answer once, and wait until the running gateway, if there is one, serves it.
 
     Returns:
-        workload, version, engine, and gateway: its address, or `not running`.
+        workload, version, engine, gateway: its address, or `not running`; and `warning` where a person lets a version
+        serve that did not pass the gate.
 
     Raises:
         SetupError: There is no champion, its files do not have the registered hash, it does not answer, or the
             gateway does not take it over in time.
     """
-    from infra import registry
+    from infra import promotions, registry
     from infra.engines import load
     from infra.engines.engine import ABSTAINED
     from infra.servers import running
@@ -28,6 +31,9 @@ def redeploy(workload: str, *, progress: Progress | None = None, flow_run_id: st
     champion = registry.champion(workload)
     if champion is None:
         raise SetupError(f"{workload!r} has no champion; turn its wheel: flywheel run --workload {workload}")
+    warning = promotions.warning(promotions.notice(workload, champion.version, "flow"))
+    if warning:
+        log.warning("%s", warning)
     engine = load(champion.folder)
     try:
         (reply,) = engine.chat([{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}])
@@ -40,6 +46,7 @@ def redeploy(workload: str, *, progress: Progress | None = None, flow_run_id: st
         _wait_for(gateway, workload, champion.version, progress)
     return {
         "workload": workload, "version": champion.version, "engine": engine.name, "gateway": gateway or "not running",
+        **({"warning": warning} if warning else {}),
     }  # fmt: skip
 
 

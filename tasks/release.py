@@ -38,7 +38,7 @@ def release(
     Raises:
         SetupError: The dataset is unknown or has no candidates, or MLflow cannot be reached.
     """
-    from infra import registry
+    from infra import promotions, registry
     from infra.database.session import session
     from infra.database.tables import Dataset
 
@@ -64,7 +64,8 @@ def release(
             versions[card.subject] = _register(dataset.workload, dataset_id, card, reference, judgement, flow_run_id)
     _store_verdicts(dataset.workload, dataset_id, verdicts, reference, versions, spec, flow_run_id)
     if winner:
-        registry.promote(dataset.workload, versions[winner.subject][0])
+        reason = f"{winner.name} passed the gate against {reference.name}"
+        promotions.promote(dataset.workload, versions[winner.subject][0], "release", reason, flow_run_id)
     outcomes = [judgement.outcome for _, judgement in verdicts]
     outcome = PROMOTE if winner else REJECT if set(outcomes) == {REJECT} else INCONCLUSIVE
     return {
@@ -82,9 +83,9 @@ def rollback(workload: str, *, progress: Progress | None = None, flow_run_id: st
     Raises:
         SetupError: There is none.
     """
-    from infra import registry
+    from infra import promotions
 
-    champion, previous = registry.rollback(workload)
+    champion, previous = promotions.rollback(workload, "asked for", flow_run_id)
     return {"workload": workload, "champion": champion, "previous": previous}
 
 

@@ -247,3 +247,35 @@ class Verdict(Produced, Base):
     outcome: Mapped[str]
     reasons: Mapped[Payload]
     model_version: Mapped[str | None]
+
+
+class Promotion(Base):
+    """A move of a workload's alias `champion`. A workload's rows in order of `at` are the story of who served.
+
+    `version` is None where the alias was deleted and the teacher serves, `replaced` where none served before. `by` is
+    release, rollback, rollout or hand; `noticed` is how it came to be known: flow, webhook or poll. `verdict_id` is the
+    verdict that lets the version serve, None where there is none. `at` is None until the alias has moved.
+    """
+
+    __tablename__ = "promotion"
+
+    workload: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[str | None]
+    replaced: Mapped[str | None]
+    by: Mapped[str] = mapped_column(String(16))
+    noticed: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str]
+    verdict_id: Mapped[str | None] = mapped_column(ForeignKey("verdict.id"))
+    flow_run_id: Mapped[str | None]
+    at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    created: Mapped[Created]
+
+
+class Delivery(Base):
+    """A webhook delivery that was taken, by its id: it is not taken again. Gone when its time alone refuses it."""
+
+    __tablename__ = "delivery"
+
+    id: Mapped[Digest]
+    created: Mapped[Created]

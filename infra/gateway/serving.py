@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from infra import registry
+from infra import promotions, registry
 from infra.engines import Engine, load
 from infra.engines.engine import ABSTAINED
 from infra.gateway.errors import Failed, Refused, trace
@@ -46,6 +46,7 @@ class Champions:
 
     def __init__(self) -> None:
         self.served: dict[str, Served] = {}
+        self.moves = promotions.Watch()
 
     async def begin(self) -> None:
         """The first look, which decides who answers the first request; a broken registry leaves that to the teacher."""
@@ -68,6 +69,7 @@ class Champions:
     async def follow(self) -> None:
         """Load each champion that is new, and retire the one before."""
         wanted = await run_in_threadpool(registry.champions)
+        await run_in_threadpool(self.moves.look, wanted)
         for workload, version in wanted.items():
             now = self.served.get(workload)
             if now and now.version == version:
