@@ -5,12 +5,13 @@ lineage from a registered version back to each interaction and feedback that sha
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -49,6 +50,7 @@ Payload = Annotated[dict[str, Any], mapped_column(JSON)]
 
 
 class Base(DeclarativeBase):
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double}
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(column_0_label)s",
