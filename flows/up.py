@@ -5,11 +5,12 @@ import sys
 from typing import Any
 
 from infra.servers import Servers, announce, require_free
-from infra.settings import settings
+from infra.settings import SetupError, settings
 
 
 def up() -> dict[str, Any] | None:
     """Start Prefect, MLflow, the gateway and the nightly deployment on this machine; Ctrl-C stops them all."""
+    from infra import webhook
     from infra.gateway.access import require_tokens
 
     chosen = settings()
@@ -39,7 +40,7 @@ def up() -> dict[str, Any] | None:
                     "--backend-store-uri", chosen.mlflow_uri,
                     "--default-artifact-root", (chosen.home / "mlflow-artifacts").as_uri(),
                 ],
-                {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **webhook.server_environment()},
             )  # fmt: skip
         servers.start("gateway", ["flows.gateway"], common)
         servers.wait_for("prefect", f"{address['prefect']}/api/health")
@@ -47,6 +48,10 @@ def up() -> dict[str, Any] | None:
         servers.wait_for("gateway", f"{address['gateway']}/healthz")
         if "mlflow" in servers.running:
             servers.wait_for("mlflow", f"{address['mlflow']}/health")
+            try:
+                webhook.subscribe(tracking, address["gateway"])
+            except SetupError as problem:
+                say(f"no webhook: {problem}. The gateway follows the aliases all the same, but `redeploy` does not run")
         state = announce({"gateway": address["gateway"], "prefect": address["prefect"], "mlflow": tracking})
         try:
             say(f"gateway   {address['gateway']}/v1/chat/completions")

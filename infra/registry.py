@@ -1,9 +1,11 @@
 """Where served models are kept: MLflow's model registry, one registered model a workload.
 
-A version is an artifact folder as an engine loads it, byte for byte, with the hash of its files as a tag. The adapter
-that it was merged from lies beside it, with its MLflow run, and has a tag of its own. Three aliases move: `champion`
-serves, `previous` served before it, `challenger` is on its way to serve (`infra/rollout`). By default MLflow writes
-SQLite and a folder in the home; FLYWHEEL_MLFLOW names a server instead.
+A version is a logged model: the artifact folder as an engine loads it, byte for byte, in a package that MLflow can
+serve by itself (`package.py`), with its card, its metrics on the dataset that it was scored on, and the hashes of its
+files as tags. The adapter that it was merged from lies beside it, with its MLflow run, and has a tag of its own. Three
+aliases move: `champion` serves, `previous` served before it, `challenger` is on its way to serve (`infra/rollout`); who
+moved them is kept by `promotions.py`. By default MLflow writes SQLite and a folder in the home; FLYWHEEL_MLFLOW names a
+server instead.
 """
 
 import hashlib
@@ -12,16 +14,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from infra import package
 from infra.settings import SetupError, settings
 from infra.tracking import connected, download, local
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
-HASH = "artifact_hash"
+HASH, SUMS_HASH = "artifact_hash", "sums_hash"
 ADAPTER, ADAPTER_HASH = "adapter", "adapter_hash"
 SERVED = "flywheel:"
+LONGEST_DESCRIPTION, LONGEST_DIGEST = 5000, 36  # characters that MLflow's tables hold
+
+
+class Data(NamedTuple):
+    """The frozen dataset that a version was made of and scored on: its id, and where it lies."""
+
+    id: str
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -41,13 +53,11 @@ def artifact_hash(folder: Path) -> str:
     Raises:
         SetupError: The folder is missing or has no files.
     """
-    digest = hashlib.sha256()
-    files = sorted((f.relative_to(folder).as_posix(), f) for f in folder.rglob("*") if f.is_file())
+    files = package.hashes(folder)
     if not files:
         raise SetupError(f"artifact {str(folder)!r} has no files; quantize the student again")
-    for name, file in files:
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for name, content in files.items():
         digest.update(json.dumps([name, content]).encode())
     return digest.hexdigest()
 
@@ -70,6 +80,8 @@ def register(
     tags: Mapping[str, str],
     parameters: Mapping[str, Any],
     run_name: str,
+    card: str = "",
+    data: Data | None = None,
     documents: Mapping[str, Any] | None = None,
     adapter: Path | None = None,
 ) -> tuple[str, str]:
@@ -79,18 +91,17 @@ def register(
 
     Args:
         folder: The files as an engine loads them.
-        metrics: Numbers for MLflow's charts.
-        tags: On run and version alike; `artifact_hash` is added.
+        metrics: Numbers for MLflow's charts, of run and logged model.
+        tags: On run, logged model and version alike; the hashes are added.
         parameters: How the artifact was made.
+        card: What the version is, in Markdown.
+        data: Becomes the run's input, with the dataset's id as its digest.
         documents: JSON documents kept with the run, by file name.
         adapter: The folder of the adapter that the artifact's weights were merged from, kept with the run.
 
     Raises:
         SetupError: MLflow cannot be reached or refuses.
     """
-    from mlflow.entities import Metric, Param, RunTag
-    from mlflow.utils.time import get_current_time_millis
-
     digest = artifact_hash(folder)
     with _mlflow() as client:
         if known := _registered(client, workload, digest):
@@ -100,18 +111,13 @@ def register(
             labels[ADAPTER_HASH] = artifact_hash(adapter)
         run_id = client.create_run(_experiment(client, workload), tags=labels, run_name=run_name).info.run_id
         try:
-            now = get_current_time_millis()
-            client.log_batch(
-                run_id,
-                metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
-                params=[Param(name, str(value)) for name, value in parameters.items()],
-                tags=[RunTag(name, value) for name, value in labels.items()],
-            )
             for name, document in (documents or {}).items():
                 client.log_dict(run_id, document, name)
             if adapter is not None:
                 client.log_artifacts(run_id, str(adapter), ADAPTER)
-            version = _store(client, workload, folder, run_id, labels)
+            model_id, labels[SUMS_HASH] = _log_model(client, folder, run_id, labels, parameters, card)
+            _log_numbers(client, run_id, model_id, metrics, parameters, data)
+            version = _new_version(client, workload, run_id, model_id, labels, card)
         except BaseException:
             client.set_terminated(run_id, "FAILED")
             raise
@@ -135,6 +141,25 @@ def mark(workload: str, version: str, tag: str, value: str) -> None:
 def champion_number(workload: str) -> str | None:
     """The version that serves, or None. One indexed read and no file access: cheap enough to poll."""
     return _alias(workload, CHAMPION)
+
+
+def previous_number(workload: str) -> str | None:
+    """The version that served before it, or None."""
+    return _alias(workload, PREVIOUS)
+
+
+def workload_of(name: str) -> str | None:
+    """The workload whose model has this name in MLflow; None for a model of others, or none."""
+    from mlflow.exceptions import MlflowException
+
+    with _mlflow() as client:
+        try:
+            tagged = str(client.get_registered_model(name).tags.get("workload", ""))
+        except MlflowException as problem:
+            if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+    return tagged if _model(tagged) == name else None
 
 
 def champions() -> dict[str, str]:
@@ -163,7 +188,7 @@ def champion(workload: str) -> Version | None:
         found = _by_alias(client, workload, CHAMPION)
         if found is None:
             return None
-        return _at_hand(workload, found, client.get_model_version_download_uri(found.name, found.version), HASH)
+        return _at_hand(workload, found, _location(client, found), HASH)
 
 
 def version(workload: str, number: str) -> Version:
@@ -181,7 +206,7 @@ def version(workload: str, number: str) -> Version:
             if problem.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             raise SetupError(f"{workload!r} has no version {number!r}; `flywheel release` registers one") from problem
-        return _at_hand(workload, found, client.get_model_version_download_uri(found.name, found.version), HASH)
+        return _at_hand(workload, found, _location(client, found), HASH)
 
 
 def champion_adapter(workload: str) -> Version | None:
@@ -272,24 +297,72 @@ def _experiment(client: Any, workload: str) -> str:
     return str(client.create_experiment(name, artifact_location=ours))
 
 
-def _store(client: Any, workload: str, folder: Path, run_id: str, labels: dict[str, str]) -> str:
-    from mlflow.exceptions import MlflowException
+def _log_model(
+    client: Any, folder: Path, run_id: str, labels: Mapping[str, str], parameters: Mapping[str, Any], card: str
+) -> tuple[str, str]:
+    """The folder's package as a logged model; returns its id, and the sha256 of its SHA256SUMS."""
+    from mlflow.entities import LoggedModelOutput
 
     experiment = client.get_run(run_id).info.experiment_id
-    logged = client.create_logged_model(experiment, "artifact", source_run_id=run_id, tags=labels)
+    texts = {name: str(value) for name, value in parameters.items()}
+    logged = client.create_logged_model(experiment, "artifact", run_id, dict(labels), texts, model_type="chat")
     try:
-        client.log_model_artifacts(logged.model_id, str(folder))
+        # Beside the artifacts, where a second name of a file costs nothing.
+        settings().home.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="package-", dir=settings().home) as made:
+            whole = Path(made) / "package"
+            digest = package.build(whole, folder, card=card, model_id=logged.model_id, run_id=run_id)
+            client.log_model_artifacts(logged.model_id, str(whole))
     except BaseException:
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+    return logged.model_id, digest
+
+
+def _log_numbers(
+    client: Any,
+    run_id: str,
+    model_id: str,
+    metrics: Mapping[str, float],
+    parameters: Mapping[str, Any],
+    data: Data | None,
+) -> None:
+    """Metrics on run and logged model, of the dataset that they were measured on; parameters on the run."""
+    from mlflow.data.dataset_source_registry import get_dataset_source_from_json
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag, Metric, Param
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+    from mlflow.utils.time import get_current_time_millis
+
+    measured: dict[str, str] = {}
+    if data is not None:
+        name, digest = f"dataset {data.id}", data.id[:LONGEST_DIGEST]
+        source = get_dataset_source_from_json(json.dumps({"uri": str(data.path)}), "local")
+        dataset = MetaDataset(source, name, digest)
+        context = InputTag(MLFLOW_DATASET_CONTEXT, "training and evaluation")
+        client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [context])])
+        measured = {"dataset_name": name, "dataset_digest": digest}
+    now = get_current_time_millis()
+    numbers = [Metric(name, value, now, 0, model_id, run_id=run_id, **measured) for name, value in metrics.items()]
+    client.log_batch(run_id, metrics=numbers, params=[Param(name, str(value)) for name, value in parameters.items()])
+
+
+def _new_version(client: Any, workload: str, run_id: str, model_id: str, labels: Mapping[str, str], card: str) -> str:
+    from mlflow.exceptions import MlflowException
+
     try:
         client.create_registered_model(_model(workload), tags={"workload": workload})
     except MlflowException as problem:
         if problem.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"models:/{logged.model_id}"
-    made = client.create_model_version(_model(workload), source, run_id, tags=labels, model_id=logged.model_id)
+    if len(card) > LONGEST_DESCRIPTION:
+        rest = f"\n\nMore in {package.CARD}, among the version's files."
+        card = card[: LONGEST_DESCRIPTION - len(rest)] + rest
+    made = client.create_model_version(
+        _model(workload), f"models:/{model_id}", run_id, dict(labels), description=card, model_id=model_id
+    )
     return str(made.version)
 
 
@@ -321,6 +394,12 @@ def _by_alias(client: Any, workload: str, alias: str) -> Any | None:
         if problem.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+def _location(client: Any, found: Any) -> str:
+    """Where the artifact of a version lies; those from before there were packages are nothing else."""
+    whole = str(client.get_model_version_download_uri(found.name, found.version)).rstrip("/")
+    return f"{whole}/{package.MODEL}" if SUMS_HASH in found.tags else whole
 
 
 def _at_hand(workload: str, found: Any, location: str, tag: str) -> Version:

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="`CLIENT:TOKEN` pairs, separated by commas: who may write to the gateway. Default: all",
     )
+    webhook_secret: SecretStr = Field(
+        SecretStr(""), description="What MLflow signs its webhook's calls with. Default: a file in the home"
+    )
     rate_limit: int = Field(0, ge=0, description="Requests a minute that a client may send the gateway; 0 is no limit")
     body_limit_mb: int = Field(32, ge=1, le=1024, description="The largest body that the gateway reads, in MiB")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and UI")

@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Nor is a project in the working directory any business of a model's.
+    "MLFLOW_UV_AUTO_DETECT": "false",
 }
 
 

@@ -1,5 +1,6 @@
 """Registry → running server: what is to serve is loaded as it will be served, and the gateway seen to take it over."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from infra.rollout.spec import RolloutSpec
 from infra.settings import SetupError
 
+log = logging.getLogger("flywheel.redeploy")
 Progress = Callable[[int, int, str], None]
 WAIT_SECONDS = 60.0
 
@@ -29,21 +31,21 @@ def redeploy(
         abort: End what is under way instead; what served goes on serving.
 
     Returns:
-        workload, version, engine, and gateway: its address, or `not running`; where there has been a rollout, its
-        `infra.rollout.story`.
+        workload, version, engine, gateway: its address, or `not running`; where there has been a rollout, its
+        `infra.rollout.story`; and `warning` where a person lets a version serve that did not pass the gate.
 
     Raises:
         SetupError: There is nothing to serve, or to abort; its files do not have the registered hash, it does not
             answer, or the gateway does not take it over in time.
     """
-    from infra import registry
+    from infra import promotions, registry
     from infra.rollout import state
 
     if abort:
         _abort(workload)
     elif version is not None:
         registry.version(workload, version)  # which says so if there is none, before anything has begun
-        state.begin(workload, version, rollout, flow_run_id=flow_run_id)
+        state.begin(workload, version, rollout, promotions.HAND, "asked for", flow_run_id)
     under_way = [standing.version for standing in state.running(workload)]
     if under_way:
         chosen: registry.Version | None = registry.version(workload, under_way[0])
@@ -55,7 +57,17 @@ def redeploy(
     from infra.servers import running
 
     gateway = running().get("gateway")
-    result = {"workload": workload, "version": None, "engine": None, "gateway": gateway or "not running"}
+    result: dict[str, Any] = {
+        "workload": workload,
+        "version": None,
+        "engine": None,
+        "gateway": gateway or "not running",
+    }
+    if chosen is not None and not under_way:
+        warning = promotions.warning(promotions.notice(workload, chosen.version, "flow"))
+        if warning:
+            log.warning("%s", warning)
+            result["warning"] = warning
     if chosen is not None:
         result |= {"version": chosen.version, "engine": tried(chosen, replace=not under_way)}
         if gateway:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.rollout.spec import RolloutSpec
 from infra.settings import SetupError
@@ -18,6 +18,10 @@ from tasks.cards import cards_of
 from tasks.evaluate import candidates_of
 from tasks.gate import INCONCLUSIVE, PROMOTE, REJECT, Card, Finding, Judgement, judge
 from tasks.gate import GateSpec as GateSpec
+from tasks.model_card import Made, Split, model_card
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 Progress = Callable[[int, int, str], None]
 
@@ -70,7 +74,8 @@ def release(
             versions[card.subject] = _register(dataset.workload, dataset_id, card, references, judgement, flow_run_id)
     _store_verdicts(dataset.workload, dataset_id, verdicts, references, versions, spec, flow_run_id)
     if winner:
-        begin(dataset.workload, versions[winner.subject][0], rollout, flow_run_id=flow_run_id)
+        reason = f"{winner.name} passed the gate against {_names(references)}"
+        begin(dataset.workload, versions[winner.subject][0], rollout, "release", reason, flow_run_id)
     outcomes = [judgement.outcome for _, judgement in verdicts]
     outcome = PROMOTE if winner else REJECT if set(outcomes) == {REJECT} else INCONCLUSIVE
     return {
@@ -140,9 +145,9 @@ def rollback(workload: str, *, progress: Progress | None = None, flow_run_id: st
     Raises:
         SetupError: There is none.
     """
-    from infra import registry
+    from infra import promotions
 
-    champion, previous = registry.rollback(workload)
+    champion, previous = promotions.rollback(workload, "asked for", flow_run_id)
     return {"workload": workload, "champion": champion, "previous": previous}
 
 
@@ -186,11 +191,16 @@ def _register(
     """(version, MLflow run id) of a candidate that passed; its files must still be those that were scored."""
     from infra import registry
     from infra.database.session import session
-    from infra.database.tables import Candidate, Student
+    from infra.database.tables import Candidate, Dataset, Student
 
     with session(write=False) as db:
         candidate = db.get_one(Candidate, card.subject.partition(":")[2])
-        adapter = Path(db.get_one(Student, candidate.student_id).path) / registry.ADAPTER
+        student, dataset = db.get_one(Student, candidate.student_id), db.get_one(Dataset, dataset_id)
+        adapter = Path(student.path) / registry.ADAPTER
+        made = Made(
+            workload, candidate.name, dataset_id, candidate.artifact_hash, _splits(db, dataset_id),
+            dataset.report.get("feedback", {}), _flat(student.spec), _flat(candidate.spec),
+        )  # fmt: skip
     folder = Path(candidate.path)
     if registry.artifact_hash(folder) != candidate.artifact_hash:
         raise SetupError(f"candidate {candidate.id} is no longer what was scored; remove {folder} and quantize again")
@@ -201,6 +211,7 @@ def _register(
     }  # fmt: skip
     numbers = {k: float(v) for k, v in card.metrics.items() if isinstance(v, int | float)}
     overall = judgement.findings[0]
+    held_against = {reference.name: reference.metrics for reference in references}
     compared = {"difference": overall.difference, "difference_low": overall.low, "cost": card.cost}
     return registry.register(
         workload,
@@ -209,9 +220,23 @@ def _register(
         tags=tags,
         parameters=_flat(candidate.spec),
         run_name=candidate.name,
+        card=model_card(made, card.metrics, held_against, judgement.outcome, judgement.reasons),
+        data=registry.Data(dataset_id, Path(dataset.path)),
         documents={"scorecard.json": card.metrics, "verdict.json": {"reasons": judgement.reasons}},
         adapter=adapter if adapter.is_dir() else None,
     )
+
+
+def _splits(db: "Session", dataset_id: str) -> list[Split]:
+    """How many interactions each split of a dataset has, and the time that they are from."""
+    from sqlalchemy import func, select
+
+    from infra.database.tables import DatasetItem, Interaction
+
+    counted = func.count(), func.min(Interaction.at), func.max(Interaction.at)
+    query = select(DatasetItem.split, *counted).join(Interaction, Interaction.id == DatasetItem.interaction_id)
+    found = db.execute(query.where(DatasetItem.dataset_id == dataset_id).group_by(DatasetItem.split))
+    return sorted((Split(*row) for row in found), key=lambda split: split.last)
 
 
 def _flat(spec: Mapping[str, Any], before: str = "") -> dict[str, Any]:

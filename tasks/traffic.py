@@ -216,9 +216,8 @@ def quarantined(db: Session) -> dict[str, Any]:
         .order_by(func.count().desc(), shape)
         .limit(MANY)
     ).all()
-    places = dict(
-        db.execute(select(Quarantine.id, Quarantine.position).where(Quarantine.id.in_([g[3] for g in groups]))).all()
-    )
+    there = select(Quarantine.id, Quarantine.position).where(Quarantine.id.in_([g[3] for g in groups]))
+    places = {number: position for number, position in db.execute(there)}
     return {
         "quarantined": db.scalar(select(func.count()).select_from(Quarantine)) or 0,
         "quarantine": [

@@ -5,12 +5,13 @@ lineage from a registered version back to each interaction and feedback that sha
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -50,6 +51,7 @@ Payload = Annotated[dict[str, Any], mapped_column(JSON)]
 
 
 class Base(DeclarativeBase):
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double}
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(column_0_label)s",
@@ -316,3 +318,35 @@ class RolloutCall(Base):
     latency_ms: Mapped[float]
     opinion: Mapped[int | None]
     answer: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class Promotion(Base):
+    """A move of a workload's alias `champion`. A workload's rows in order of `at` are the story of who served.
+
+    `version` is None where the alias was deleted and the teacher serves, `replaced` where none served before. `by` is
+    release, rollback, rollout or hand; `noticed` is how it came to be known: flow, webhook or poll. `verdict_id` is the
+    verdict that lets the version serve, None where there is none. `at` is None until the alias has moved.
+    """
+
+    __tablename__ = "promotion"
+
+    workload: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[str | None]
+    replaced: Mapped[str | None]
+    by: Mapped[str] = mapped_column(String(16))
+    noticed: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str]
+    verdict_id: Mapped[str | None] = mapped_column(ForeignKey("verdict.id"))
+    flow_run_id: Mapped[str | None]
+    at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    created: Mapped[Created]
+
+
+class Delivery(Base):
+    """A webhook delivery that was taken, by its id: it is not taken again. Gone when its time alone refuses it."""
+
+    __tablename__ = "delivery"
+
+    id: Mapped[Digest]
+    created: Mapped[Created]

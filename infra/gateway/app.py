@@ -5,6 +5,7 @@
     POST /v1/feedback           {"record_id", "kind": thumb | rating | correction | preference | label, "value"}, where
                                 record_id is the id of the answer; 202 where it is kept in the spool for now
     POST /v1/traces, /v1/logs   OpenTelemetry (OTLP/HTTP): calls of models, and evaluations of them
+    POST /v1/registry           MLflow's webhook: an alias was moved (`moved.py`); 401 unless MLflow has signed it
     GET  /v1/models             which workloads are served, by which version, and which is on its way (`rollouts.py`)
     GET  /healthz
 
@@ -27,6 +28,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from infra import webhook
 from infra.database import records
 from infra.database.jsontext import Rejected
 from infra.database.messages import normalized_request
@@ -35,6 +37,7 @@ from infra.gateway import body
 from infra.gateway.access import Door, RateLimit, Tokens, require_tokens
 from infra.gateway.calls import Gateway
 from infra.gateway.errors import Refused, Told
+from infra.gateway.moved import Moved, Redeploy
 from infra.gateway.record import Call
 from infra.gateway.spool import SOURCE
 from infra.settings import settings
@@ -42,13 +45,16 @@ from infra.telemetry.otlp import Signal
 from infra.telemetry.receiver import receive
 
 
-def create_app(teacher: Engine | str | None = None) -> FastAPI:
+def create_app(teacher: Engine | str | None = None, redeploy: Redeploy | None = None) -> FastAPI:
     """The gateway with a teacher behind it: a loaded engine, which it closes at its end, an endpoint's URL, or none.
+
+    `redeploy` begins that flow where a person has moved the alias; without it the gateway serves what it says, no more.
 
     Raises:
         SetupError: FLYWHEEL_TOKENS cannot be read.
     """
     gateway = Gateway(teacher)
+    moved = Moved(redeploy)
     exporters = CapacityLimiter(8)  # those that wait for a locked database leave the engines their threads
     app = FastAPI(title="Flywheel gateway", lifespan=gateway.running, docs_url="/docs")
     tokens = Tokens(settings().tokens.get_secret_value())
@@ -90,6 +96,10 @@ def create_app(teacher: Engine | str | None = None) -> FastAPI:
         raw = await body.read(request)
         answer = await to_thread.run_sync(receive, raw, signal, kind, encoding, limiter=exporters)
         return Response(answer.body, answer.status, media_type=answer.media_type)
+
+    @app.post(webhook.PATH)
+    async def registry_moved(request: Request) -> dict[str, Any]:
+        return await to_thread.run_sync(moved.receive, request.headers, await body.read(request))
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

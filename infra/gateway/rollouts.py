@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from infra import registry
+from infra import promotions, registry
 from infra.database.records import digest
 from infra.gateway.errors import Failed, Refused, trace
 from infra.gateway.record import Call
@@ -288,7 +288,8 @@ class Rollouts:
         trial.standing = standing
         if standing.full:  # several gateways may be here at once: each says the same to the registry
             try:
-                await run_in_threadpool(registry.promote, standing.workload, standing.version)
+                held = f"the {len(standing.spec.steps)} steps of rollout {standing.id} have held"
+                await run_in_threadpool(promotions.promote, standing.workload, standing.version, "rollout", held)
             except Exception as problem:  # all steps have held: tried again at the next look
                 said = str(problem) if isinstance(problem, SetupError) else trace(problem)
                 log.warning("%s: version %s cannot be promoted yet: %s", standing.workload, standing.version, said)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
-from infra import registry
+from infra import promotions, registry
 from infra.engines import Engine, load
 from infra.engines.engine import ABSTAINED
 from infra.gateway.errors import Failed, Refused, trace
@@ -80,6 +80,7 @@ class Champions:
         self.wanted: dict[str, str] | None = None
         self.problems: dict[str, Problem] = {}
         self.lock = asyncio.Lock()
+        self.moves = promotions.Watch()
 
     async def begin(self) -> None:
         """The first look, which decides who answers the first request; a broken registry leaves that to the teacher."""
@@ -107,6 +108,7 @@ class Champions:
         """
         async with self.lock:
             self.wanted = await run_in_threadpool(registry.champions)
+            await run_in_threadpool(self.moves.look, self.wanted)
             for workload, version in self.wanted.items():
                 now = self.served.get(workload)
                 if now and now.version == version and now.engine.alive:

@@ -21,19 +21,17 @@ pseudonym. Tokens of an earlier form, `<EMAIL_k3f9q2>`, stay as they are.
 import contextlib
 import json
 import operator
-import os
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import orjson
 
 from infra.database.jsontext import Rejected
+from infra.home_key import home_key
 from infra.privacy import identifiers, keys, phones, sieve
 from infra.privacy.phones import Span
 from infra.privacy.plain import plain
@@ -256,27 +254,4 @@ def _made(redact: str, asked: str, key: str, home: Path) -> Redactor:
     if unknown := [name for name in names if name not in KINDS and names != ["all"]]:
         raise SetupError(f"{asked} names {unknown[0]!r}; known are {', '.join(KINDS)}, or `all`, or `none`")
     kinds = tuple(kind for kind in KINDS if names == ["all"] or kind in names)
-    return Redactor(kinds, key.encode() if key else _key_of(home))
-
-
-def _key_of(home: Path) -> bytes:
-    """The key in the home, made on first use. Of two processes that make one at once, one's counts for both."""
-    file = home / "redaction.key"
-    if not file.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        # Written whole under another name (which only its owner may read), then given its name, which can happen once.
-        with NamedTemporaryFile("w", dir=home, prefix=".redaction-") as made:
-            made.write(secrets.token_hex(32))
-            made.flush()
-            os.fsync(made.fileno())
-            with contextlib.suppress(FileExistsError):
-                os.link(made.name, file)
-    try:
-        key = bytes.fromhex(file.read_text())
-    except (OSError, ValueError) as problem:
-        raise SetupError(
-            f"{str(file)!r} is no redaction key: {problem}; remove it, or set FLYWHEEL_REDACTION_KEY"
-        ) from problem
-    if len(key) != 32:
-        raise SetupError(f"{str(file)!r} has {len(key)} bytes, not 32; remove it, or set FLYWHEEL_REDACTION_KEY")
-    return key
+    return Redactor(kinds, key.encode() if key else home_key(home, "redaction", "FLYWHEEL_REDACTION_KEY"))

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from infra import registry
+from infra import promotions, registry
 from infra.database.among import among
 from infra.database.messages import answer_of
 from infra.database.policy import judge, of_conversation
@@ -76,8 +76,13 @@ class Standing(NamedTuple):
         return self.status == RUNNING and self.step == len(self.spec.steps)
 
 
-def begin(workload: str, version: str, spec: RolloutSpec, *, flow_run_id: str | None = None) -> None:
+def begin(
+    workload: str, version: str, spec: RolloutSpec, by: promotions.Mover, reason: str, flow_run_id: str | None = None
+) -> None:
     """Let a registered version serve: at once where the spec has no steps, else by them. Twice is once.
+
+    Args:
+        by: Who lets it, and for what `reason`.
 
     Raises:
         SetupError: Another version is under way, nothing serves that it could be compared with, or MLflow refuses.
@@ -86,7 +91,7 @@ def begin(workload: str, version: str, spec: RolloutSpec, *, flow_run_id: str | 
     if serving == version:
         return
     if not spec.steps:
-        registry.promote(workload, version)
+        promotions.promote(workload, version, by, reason, flow_run_id)
         return
     if serving is None and not settings().teacher:
         raise SetupError(
@@ -101,7 +106,7 @@ def begin(workload: str, version: str, spec: RolloutSpec, *, flow_run_id: str | 
             )  # fmt: skip
             db.add(row)
             db.flush()
-            _decided(db, row, "begin", f"version {version} against {_named(row.reference)}")
+            _decided(db, row, "begin", f"version {version} against {_named(row.reference)}; {by}: {reason}")
     except IntegrityError:
         (other,) = running(workload)
         if other.version != version:

@@ -1,53 +1,26 @@
 """The registry against real MLflow: SQLite in the home, and a server over HTTP with its files behind a proxy."""
 
+import hashlib
 import json
 import os
-import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
 from infra import registry
 from infra.settings import SetupError, settings
 from tests.conftest import living_in
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.mlflow_server import mlflow_server
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An MLflow server whose artifacts only it can reach."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "files"),
-    ]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            assert process.poll() is None, (folder / "log").read_text()
-            try:
-                with urlopen(f"{url}/health", timeout=1):
-                    break
-            except OSError:
-                time.sleep(0.25)
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(10)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +100,46 @@ def test_a_version_is_registered_promoted_and_rolled_back(store: str, tmp_path: 
     assert run.data.tags["artifact_hash"] == registry.artifact_hash(one)
     kept = client.download_artifacts(run_id, "scorecard.json", str(tmp_path))
     assert json.loads(Path(kept).read_text()) == {"slices": {"calls": 0.9}}
+
+
+def test_a_version_says_what_it_is_and_what_it_was_measured_on(store: str, tmp_path: Path) -> None:
+    folder, frozen = artifact(tmp_path / "one", b"one"), tmp_path / "dataset"
+    frozen.mkdir()
+    version, run_id = registry.register(
+        "told", folder, metrics={"quality": 0.93}, tags={"name": "int4"}, parameters={"method.bits": 4},
+        run_name="int4", card="# told\n" + "x" * 6000, data=registry.Data("08c5bade87c10a1b", frozen),
+    )  # fmt: skip
+    import mlflow
+
+    client = mlflow.MlflowClient(settings().mlflow_uri)
+    found, run = client.get_model_version("told", version), client.get_run(run_id)
+    assert found.description.startswith("# told") and found.description.endswith(
+        "MODEL_CARD.md, among the version's files."
+    )
+    assert len(found.description) == 5000
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.digest == "08c5bade87c10a1b" and mlflow.data.get_source(used.dataset).load() == str(frozen)
+    (made,) = run.outputs.model_outputs
+    model = client.get_logged_model(made.model_id)
+    assert model.params == {"method.bits": "4"} and model.tags["name"] == "int4"
+    (metric,) = model.metrics
+    assert (metric.key, metric.value, metric.dataset_digest) == ("quality", 0.93, "08c5bade87c10a1b")
+
+    mlflow.set_tracking_uri(settings().mlflow_uri)
+    whole = Path(mlflow.artifacts.download_artifacts(f"models:/told/{version}", dst_path=str(tmp_path / "whole")))
+    assert (whole / "MODEL_CARD.md").read_text() == "# told\n" + "x" * 6000
+    listed = (whole / "SHA256SUMS").read_text()
+    done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=whole, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    there = {f.relative_to(whole).as_posix() for f in whole.rglob("*") if f.is_file()}
+    unlisted = {"SHA256SUMS", "registered_model_meta"}  # MLflow writes the second beside what it has downloaded
+    assert {line.split("  ")[1] for line in listed.splitlines()} == there - unlisted
+    assert found.tags["sums_hash"] == hashlib.sha256(listed.encode()).hexdigest()
+    assert found.tags["artifact_hash"] == registry.artifact_hash(whole / "model") == registry.artifact_hash(folder)
+    told = mlflow.models.get_model_info(str(whole))
+    assert told.signature.inputs.input_names() == ["messages", "tools", "max_tokens", "max_completion_tokens", "model"]
+    assert told.saved_input_example_info is not None
+    assert not list(whole.rglob("*.pkl"))
 
 
 def test_the_same_files_are_one_version(store: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.redeploy import render
-from infra import registry
+from infra import promotions, registry
 from infra.rollout import state
 from infra.rollout.spec import RolloutSpec, Step
 from infra.settings import SetupError
@@ -20,13 +20,24 @@ def register(folder: Path) -> str:
 
 
 def promote(folder: Path) -> None:
-    registry.promote("shop", register(folder))
+    promotions.promote("shop", register(folder), "release", "passed")
 
 
 def test_a_champion_answers_before_it_counts_as_deployed(home: Path, artifact: Callable[..., Path]) -> None:
     promote(artifact())
     expected = {"workload": "shop", "version": "1", "engine": "llamacpp", "gateway": "not running"}
     assert redeploy("shop") == expected
+
+
+def test_a_champion_that_a_person_chose_is_deployed_and_said_to_be_no_choice_of_the_gate(
+    home: Path, artifact: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    version, _ = registry.register("shop", artifact(), metrics={}, tags={}, parameters={}, run_name="test")
+    registry.promote("shop", version)
+    for _ in range(2):
+        result = redeploy("shop")
+        assert result["version"] == version and "did not pass the gate" in result["warning"]
+    assert [r.levelname for r in caplog.records if r.name == "flywheel.redeploy"] == ["WARNING"] * 2
 
 
 def test_a_classifier_that_has_no_label_for_hello_is_deployed(home: Path, labelled: Callable[..., Path]) -> None:

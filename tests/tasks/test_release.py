@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,17 @@ from sqlalchemy import select
 
 from infra import registry
 from infra.database.session import session
-from infra.database.tables import Candidate, Dataset, DatasetItem, Interaction, Scorecard, Student, Verdict, now
+from infra.database.tables import (
+    Candidate,
+    Dataset,
+    DatasetItem,
+    Interaction,
+    Promotion,
+    Scorecard,
+    Student,
+    Verdict,
+    now,
+)
 from infra.settings import SetupError, settings
 from tasks import looks
 from tasks.metrics import Answered, Quality
@@ -131,6 +142,32 @@ def test_the_cheapest_of_those_that_pass_serves_and_the_rejected_are_not_registe
     text = verdict_markdown(result)
     assert text.startswith(f"**promote** of cheapest: int4 serves as version {served.version}")
     assert "- int2: reject; on the holdout 80.0% right against 100.0%" in text
+
+
+def test_why_it_serves_is_in_the_database_and_what_it_is_on_its_card() -> None:
+    turn = Turn("told")
+    turn.scored("teacher")
+    best = turn.model("int4", wrong=[1])
+    at = datetime(2026, 11, 1, tzinfo=UTC)
+    with session() as db:
+        row = Interaction(
+            source="x", external_id="told", workload="told", conversation="c", at=at, request={}, response={}
+        )
+        db.add(row)
+        db.flush()
+        db.add(DatasetItem(dataset_id=turn.dataset_id, interaction_id=row.id, split="holdout"))
+    result = release(turn.dataset_id, SPEC, flow_run_id="run-1")
+    with session(write=False) as db:
+        (move,) = db.scalars(select(Promotion).where(Promotion.workload == "told"))
+    assert (move.version, move.replaced, move.by, move.flow_run_id) == (result["version"], None, "release", "run-1")
+    assert move.verdict_id == verdicts("told")[best].id and "int4 passed the gate" in move.reason
+
+    import mlflow
+
+    told = mlflow.MlflowClient(settings().mlflow_uri).get_model_version("told", result["version"])
+    assert told.description.startswith("# told: int4") and "## Verdict: promote" in told.description
+    assert "| holdout | 1 | 2026-11-01 00:00 UTC | 2026-11-01 00:00 UTC |" in told.description
+    assert "| method.bits | `4` |" in told.description and "99.7% [98.1%, 99.9%]" in told.description
 
 
 @pytest.mark.parametrize(("teacher", "cost", "winner"), [

@@ -86,7 +86,7 @@ def interactions(workload: str) -> list[Interaction]:
 def test_in_shadow_the_student_is_asked_too_and_only_the_log_hears_it(
     house: str, workload: str, register: Callable[..., str]
 ) -> None:
-    state.begin(workload, register(), SHADOW)
+    state.begin(workload, register(), SHADOW, "release", "passed")
     taken_up(house, workload)
     for n in range(6):
         answer = ask(house, workload, f"c{n}")
@@ -104,7 +104,7 @@ def test_a_conversation_stays_with_whoever_answered_it_first(
     house: str, workload: str, register: Callable[..., str]
 ) -> None:
     version = register()
-    state.begin(workload, version, HALF)
+    state.begin(workload, version, HALF, "release", "passed")
     taken_up(house, workload)
     student = registry.served_name(workload, version)
     answered = [{ask(house, workload, f"c{n}").get("model") == student for _ in range(3)} for n in range(16)]
@@ -117,7 +117,7 @@ def test_a_conversation_stays_with_whoever_answered_it_first(
 def test_a_student_that_breaks_costs_nobody_an_answer_and_is_undone(
     house: str, workload: str, register: Callable[..., str]
 ) -> None:
-    state.begin(workload, register(), HALF)
+    state.begin(workload, register(), HALF, "release", "passed")
     taken_up(house, workload)
     asked = 0
     while state.running(workload):
@@ -156,7 +156,7 @@ def test_a_student_that_hangs_is_answered_for_in_time_and_undone(
         models = {"SERVER": f"{server}/v1", "SERVER_FOLDER": str(tmp_path / "models")}
         with open_house(TEACHER=teacher.url, THREADS="1", **models) as url:
             version = registry.register(workload, folder, metrics={}, tags={}, parameters={}, run_name="test")[0]
-            state.begin(workload, version, replace(HALF, timeout=0.3))
+            state.begin(workload, version, replace(HALF, timeout=0.3), "release", "passed")
             taken_up(url, workload)
             asked = 0
             while state.running(workload):
@@ -172,7 +172,7 @@ def test_what_holds_serves_all_and_is_not_loaded_again(house: str, workload: str
     eventually(lambda: workload in served(house), 60)
     second = register(candidate_id="two")
     spec = RolloutSpec((Step(0, requests=2), Step(0.5, requests=3)), slower=1e6)
-    state.begin(workload, second, spec)
+    state.begin(workload, second, spec, "release", "passed")
     assert taken_up(house, workload)["version"] == second
     asked = 0
     while state.running(workload):
@@ -199,7 +199,7 @@ def test_a_version_that_cannot_be_loaded_is_never_tried_and_says_why(
         (folder / "model.gguf").unlink()
     else:
         (folder / "model.gguf").write_bytes(b"GGUF and then nothing")
-    state.begin(workload, version, HALF)
+    state.begin(workload, version, HALF, "release", "passed")
     told = ended(workload)
     assert told["status"] == state.ROLLED_BACK and "registered was" in told["decisions"][-1]["reason"]
     assert ask(house, workload, "c1")["choices"][0]["message"] == ANSWER
@@ -270,7 +270,9 @@ def test_a_restarted_gateway_goes_on_and_two_agree(
 ) -> None:
     with living_in(tmp_path / "home", TEACHER=teacher.url, THREADS="1", MLFLOW=registry_uri):
         version = register()
-        state.begin(workload, version, RolloutSpec((Step(0.5, requests=8), Step(0.75, requests=1000))))
+        state.begin(
+            workload, version, RolloutSpec((Step(0.5, requests=8), Step(0.75, requests=1000))), "release", "passed"
+        )
         student = registry.served_name(workload, version)
         with listening(create_app(teacher.url)) as one:
             taken_up(one, workload)
@@ -308,7 +310,7 @@ def test_a_database_that_takes_nothing_leaves_the_customers_to_the_reference(
         ),
     ):  # fmt: skip
         version = register()
-        state.begin(workload, version, HALF)
+        state.begin(workload, version, HALF, "release", "passed")
         with listening(create_app(teacher.url)) as url:
             taken_up(url, workload)
             student = registry.served_name(workload, version)

@@ -99,8 +99,8 @@ def aliases(workload: str) -> dict[str, str]:
 
 def test_a_student_that_is_no_worse_goes_through_all_steps(place: Path, register: Any) -> None:
     workload, version = register()
-    state.begin(workload, version, CANARY)
-    state.begin(workload, version, CANARY)  # twice is once
+    state.begin(workload, version, CANARY, "release", "passed")
+    state.begin(workload, version, CANARY, "release", "passed")  # twice is once
     traffic = Traffic(under_way(workload))
     assert (traffic.standing.reference, traffic.standing.step) == ("teacher", 0)
     assert traffic.both(4).step == 0 and traffic.both().step == 1
@@ -117,7 +117,7 @@ def test_a_student_that_is_no_worse_goes_through_all_steps(place: Path, register
 
 def test_without_steps_a_version_serves_at_once(place: Path, register: Any) -> None:
     workload, version = register()
-    state.begin(workload, version, RolloutSpec())
+    state.begin(workload, version, RolloutSpec(), "release", "passed")
     assert (registry.champion_number(workload), story(workload)) == (version, None)
 
 
@@ -128,7 +128,7 @@ def test_a_breach_ends_it_with_the_reason_and_the_evidence(
     place: Path, register: Any, student: dict[str, Any], measure: str
 ) -> None:
     workload, version = register()
-    state.begin(workload, version, replace(CANARY, steps=CANARY.steps[1:]))
+    state.begin(workload, version, replace(CANARY, steps=CANARY.steps[1:]), "release", "passed")
     traffic = Traffic(under_way(workload))
     assert traffic.both(19, **student).status == state.ROLLED_BACK
     decision = decisions(traffic.standing.id)[-1]
@@ -160,7 +160,7 @@ def test_objections_undo_a_student_and_a_correction_that_repeats_the_answer_does
     place: Path, register: Any
 ) -> None:
     workload, version = register()
-    state.begin(workload, version, RolloutSpec((Step(0.5, requests=500),)))
+    state.begin(workload, version, RolloutSpec((Step(0.5, requests=500),)), "release", "passed")
     traffic, said = Traffic(under_way(workload)), []
     for n in range(40):
         mine, theirs = traffic.call("student"), traffic.call("reference")
@@ -188,7 +188,7 @@ def test_silence_ends_it_and_so_do_opinions_that_do_not_come(place: Path, regist
         (RolloutSpec((Step(0.5, requests=5, opinions=3),), silence=100), 5, "0 of 3 opinions"),
         (RolloutSpec((Step(0.5, requests=5, seconds=1e6),), silence=100), 5, "1000000 s have passed"),
     ):
-        state.begin(workload, version, spec)
+        state.begin(workload, version, spec, "release", "passed")
         traffic = Traffic(under_way(workload))
         traffic.both(seen)
         assert state.look(traffic.standing.id, None).status == state.RUNNING
@@ -215,7 +215,7 @@ def test_another_version_that_serves_leaves_nothing_to_compare_with(place: Path,
     registry.promote(workload, first)
     _, second = register()
     _, third = register()
-    state.begin(workload, second, CANARY)
+    state.begin(workload, second, CANARY, "release", "passed")
     standing = under_way(workload)
     assert (standing.reference, aliases(workload)["challenger"]) == (first, second)
     assert state.look(standing.id, first).status == state.RUNNING
@@ -226,17 +226,17 @@ def test_another_version_that_serves_leaves_nothing_to_compare_with(place: Path,
 def test_one_version_is_under_way_at_a_time_and_the_way_out_is_said(place: Path, register: Any) -> None:
     workload, first = register()
     _, second = register()
-    state.begin(workload, first, CANARY)
+    state.begin(workload, first, CANARY, "release", "passed")
     with pytest.raises(SetupError, match=f"version {first} .* is under way; .*--abort.*--version {second}"):
-        state.begin(workload, second, CANARY)
+        state.begin(workload, second, CANARY, "release", "passed")
     state.end(under_way(workload).id, state.ABORTED, "by hand")
-    state.begin(workload, second, CANARY)
+    state.begin(workload, second, CANARY, "release", "passed")
     assert under_way(workload).version == second
 
 
 def test_what_is_brought_twice_counts_once(place: Path, register: Any) -> None:
     workload, version = register()
-    state.begin(workload, version, CANARY)
+    state.begin(workload, version, CANARY, "release", "passed")
     traffic = Traffic(under_way(workload))
     call = traffic.call("student")
     traffic.see(call)
@@ -249,7 +249,7 @@ def test_what_is_brought_twice_counts_once(place: Path, register: Any) -> None:
 
 def test_gateways_that_write_at_once_lose_nothing_and_decide_once(place: Path, register: Any) -> None:
     workload, version = register()
-    state.begin(workload, version, RolloutSpec((Step(0.5, requests=40), Step(0.9, requests=1000))))
+    state.begin(workload, version, RolloutSpec((Step(0.5, requests=40), Step(0.9, requests=1000))), "release", "passed")
     standing, problems = under_way(workload), []
 
     def gateway(number: int) -> None:
