@@ -104,15 +104,15 @@ def strip(request: Request, prefix: dict[str, Any] | None) -> Request:
     """The request without the system prompt and the tools that the student has learned."""
     messages, tools = list(request["messages"]), list(request.get("tools") or [])
     first = messages[0] if messages else {}
-    begins = first.get("role") in ("system", "developer")
-    if prefix is None or not (begins or tools):
+    system = text_of(first.get("content")) if first.get("role") in ("system", "developer") else None
+    if prefix is None or (system is None and not tools):
         return request
-    if [text_of(first.get("content")) if begins else None, tools] != [prefix["system"], prefix["tools"]]:
+    if [system, tools] != [prefix["system"], prefix["tools"]]:
         raise MlflowException.invalid_parameter_value(
             "the request has another system prompt or other tools than the student has learned; send those (they are "
             f"in {MODEL}/flywheel.json), or neither"
         )
-    return {**request, "messages": messages[1:] if begins else messages, "tools": None}
+    return {**request, "messages": messages[1:] if system is not None else messages, "tools": None}
 
 
 def text_of(content: Any) -> str | None:
