@@ -37,6 +37,8 @@ def render(result: dict[str, Any]) -> str:
     serves = f"{result['workload']}: version {result['version']} on {result['engine']}; gateway: {result['gateway']}"
     if result["version"] is None:
         serves = f"{result['workload']}: the teacher; gateway: {result['gateway']}"
+    if "warning" in result:
+        serves += f"\n{result['warning']}"
     told = result.get("rollout")
     if told is None:
         return serves

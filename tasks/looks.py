@@ -33,7 +33,7 @@ def looks(dataset_id: str, workload: str) -> float:
         .group_by(old.dataset_id)
     )
     with session(write=False) as db:
-        items = {other: n for other, n in db.execute(shared)}
+        items: dict[str, int] = {other: n for other, n in db.execute(shared)}
         counts = _looks_at(db, workload)
     return sum(n * items.get(other, 0) for other, n in counts.items()) / max(1, items.get(dataset_id, 0))
 

@@ -71,7 +71,7 @@ def test_a_version_is_begun_by_steps_shown_and_aborted(home: Path, artifact: Cal
     shown = render(ended).splitlines()
     assert shown[2] == f"rollout of version {second} against version 1: aborted"
     assert [line.split("  ", 1)[1] for line in shown[-2:]] == [
-        f"begin: version {second} against version 1", "aborted: by hand",
+        f"begin: version {second} against version 1; hand: asked for", "aborted: by hand",
     ]  # fmt: skip
     with pytest.raises(SetupError, match="nothing of 'shop' is under way"):
         redeploy("shop", abort=True)
