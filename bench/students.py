@@ -177,12 +177,14 @@ def lessons(seeds: int) -> None:
 def called(folder: Path, asked: list[dict[str, Any]]) -> float:
     """The share of golden questions that an artifact answers as expected in its engine, in percent."""
     from infra.engines import load
-    from tasks.metrics.quality import quality
+    from tasks.metrics.metric import Answered
+    from tasks.metrics.quality import Quality
 
     engine = load(folder)
     replies = engine.chat([engine.strip(one["request"]) or one["request"] for one in asked])
     engine.close()
-    return 100 * mean(quality(r.message, one["expected"]) for r, one in zip(replies, asked, strict=True))
+    scores = [Quality().score(Answered(one, reply.message)) for reply, one in zip(replies, asked, strict=True)]
+    return 100 * mean(score.value for score in scores)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from tasks.sources import JSONL
 from tests.conftest import living_in
 from tests.flows.conftest import ROOT, environment_of, flywheel
 from tests.flows.test_cli import complaint
-from tests.flows.test_up import free_port
+from tests.mlflow_server import free_port
 from tests.shop_log import WORKLOAD, write_log
 
 PATIENCE = 300  # seconds for a server to come up on a busy machine

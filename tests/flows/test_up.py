@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from infra.seedling import shop
 from tests.flows.conftest import ROOT, environment_of, flywheel
+from tests.mlflow_server import free_port
 from tests.shop_log import WORKLOAD
 
 DEPLOYED = {
@@ -31,12 +31,6 @@ DEPLOYED = {
     "release",
     "redeploy",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ The statements are those that the code sends, caught on their way to the databas
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,13 +23,22 @@ from infra.database.tables import (
     Dataset,
     DatasetItem,
     Interaction,
+    Promotion,
     Quarantine,
+    Rollout,
+    RolloutCall,
+    RolloutDecision,
     Scorecard,
     Student,
     TeacherAnswer,
     Verdict,
     now,
 )
+from infra.promotions import notice
+from infra.rollout.spec import RolloutSpec, Step
+from infra.rollout.state import Seen, observe
+from infra.rollout.story import story
+from infra.rollout.tally import Tally
 from tasks import retention
 from tasks.cases import Window
 from tasks.evaluate import candidates_of
@@ -39,6 +49,7 @@ from tests.tasks.sources.test_jsonl import record
 MANY = 6000
 AT = datetime(2026, 9, 1, tzinfo=UTC)
 MADE: dict[str, Any] = {"spec": {}, "created": now()}
+STEPS = asdict(RolloutSpec((Step(0.5),)))
 
 
 def name(n: int) -> str:
@@ -90,6 +101,7 @@ def filled(database: str) -> str:
                 for n in some
             ],
         }  # fmt: skip
+        rows |= under_way(some)
         for table, made in rows.items():
             db.execute(insert(table), [{**MADE, **one} for one in made])
         items = [
@@ -101,6 +113,37 @@ def filled(database: str) -> str:
     with opened(database).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))
     return database
+
+
+def under_way(some: range) -> dict[type[Base], list[dict[str, Any]]]:
+    """Rollouts, all but one of which have ended, and who served."""
+    return {
+        Rollout: [
+            {
+                "id": n + 1, "workload": f"w{n}", "version": "2", "reference": "teacher", "step": 0, "step_began": AT,
+                "tally": Tally().to_json(), "status": "running" if n == 3 else "promoted", "spec": STEPS,
+                "ended": None if n == 3 else AT,
+            }
+            for n in some
+        ],
+        RolloutDecision: [
+            {"rollout_id": n + 1, "at": AT, "step": 0, "action": "begin", "reason": "", "evidence": {}} for n in some
+        ],
+        RolloutCall: [
+            {
+                "id": str(n), "arm": "student", "rollout_id": n % 50 + 1, "step": 0, "conversation": name(n)[32:],
+                "at": AT, "failed": False, "latency_ms": 1.0, "opinion": 1,
+            }
+            for n in some
+        ],
+        Promotion: [
+            {
+                "workload": f"w{n}", "number": 1, "version": "1", "by": "release", "noticed": "flow", "reason": "",
+                "at": AT,
+            }
+            for n in some
+        ],
+    }  # fmt: skip
 
 
 def lookups() -> dict[str, Callable[[], object]]:
@@ -133,6 +176,9 @@ def lookups() -> dict[str, Callable[[], object]]:
         "what a teacher has answered": lambda: recall([name(n) for n in range(10)]),
         "candidates": lambda: candidates_of(name(3)),
         "scorecards": lambda: reading(select(Scorecard).where(Scorecard.dataset_id == name(3))),
+        "what is under way": lambda: story("w3"),
+        "a call of what is under way": lambda: observe(4, [Seen("new", 0, "student", "abc", AT, False, 1.0)]),
+        "who serves": lambda: notice("w3", "1", "poll"),
         "the newest dataset": lambda: reading(select(Dataset.id).where(Dataset.workload == "w3")),
     }
 

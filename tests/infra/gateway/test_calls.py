@@ -285,7 +285,7 @@ SERVER = (
 def test_a_gateway_that_is_stopped_records_what_it_was_in_the_middle_of(
     home: Path, registry_uri: str, teacher: type[Teacher], stream: bool
 ) -> None:
-    from tests.flows.test_up import free_port
+    from tests.mlflow_server import free_port
 
     def talk(self: Teacher) -> None:
         if not stream:

@@ -20,7 +20,7 @@ from tasks.ingest import ingest
 from tasks.sources import mlflow as source
 from tasks.sources.mlflow import MLflow
 from tests.infra.gateway.test_app import rows
-from tests.infra.test_registry import free_port
+from tests.mlflow_server import free_port
 from tests.tasks.cases_of import cases_of
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "How cold is Oslo?"}], "temperature": 0.2}
