@@ -144,6 +144,16 @@ def test_the_cheapest_of_those_that_pass_serves_and_the_rejected_are_not_registe
     assert "- int2: reject; on the holdout 80.0% right against 100.0%" in text
 
 
+def test_of_those_that_cost_the_same_within_the_clock_s_error_the_one_most_right_serves() -> None:
+    turn = Turn("alike")
+    turn.scored("teacher", seconds=1.0, bytes=50_000_000)
+    turn.model("int8", seconds=0.3, bytes=2_400_000)
+    turn.model("quickest", wrong=[1, 2, 3], seconds=0.200, bytes=1_300_000)
+    turn.model("most right", wrong=[1], seconds=0.215, bytes=1_300_000)
+    turn.model("of unknown cost", seconds=None)
+    assert release(turn.dataset_id, SPEC)["winner"] == "most right"
+
+
 def test_why_it_serves_is_in_the_database_and_what_it_is_on_its_card() -> None:
     turn = Turn("told")
     turn.scored("teacher")
