@@ -165,12 +165,12 @@ def ours(subject: Subject, optimizer: str, compiled: bool) -> tuple[Watch, Any]:
 
     from tasks.lessons.imitation import imitate
     from tasks.students import Causal
-    from tasks.students.causal import with_lora
+    from tasks.students.adapters import fresh
     from tasks.training.examples import schedule
     from tasks.training.loop import Trainer
 
     spec = Causal(batch_tokens=subject.batch_tokens)
-    model = with_lora(model_of(subject), spec).to("cuda" if subject.gpu else "cpu").train()
+    model = fresh(model_of(subject), spec, Path()).to("cuda" if subject.gpu else "cpu").train()
     groups = schedule(examples_of(subject), spec.batch_tokens, 0, 0)[: subject.steps]
     with tempfile.TemporaryDirectory() as work:
         trainer = Trainer(model, spec, Path(work), lambda model, group, at: imitate(model, group))
