@@ -104,8 +104,9 @@ def connected(stack: ExitStack) -> Any:
     try:
         stack.enter_context(runner)
     except (OSError, RuntimeError, ValueError) as problem:  # Ray's ConnectionError, and how it says "another version"
+        said = (str(problem).strip() or type(problem).__name__).splitlines()[-1]  # before it there may be a traceback
         raise SetupError(
-            f"FLYWHEEL_RAY {address!r} cannot be used ({problem}); `ray start` makes a cluster, and host:6379 is for "
+            f"FLYWHEEL_RAY {address!r} cannot be used ({said}); `ray start` makes a cluster, and host:6379 is for "
             "its own machines, ray://host:10001 for others"
         ) from problem
     others = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]} - {platform.node()}

@@ -196,10 +196,13 @@ def test_a_stage_is_told_what_ray_shows_nowhere(nodes: Nodes, prefect: str, tmp_
         "FLYWHEEL_TEACHER_KEY": secret, "FLYWHEEL_MLFLOW": f"http://me:{secret}@mlflow", "FLYWHEEL_SQL_URL": url,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": url, "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
-    job = subprocess.run(
-        [sys.executable, "-m", "tests.flows.ray_job", nodes.address], cwd=ROOT, capture_output=True, text=True,
-        env=environment_of(tmp_path, **environment), timeout=PATIENCE,
-    )  # fmt: skip
+    for _ in range(3):
+        job = subprocess.run(
+            [sys.executable, "-m", "tests.flows.ray_job", nodes.address], cwd=ROOT, capture_output=True, text=True,
+            env=environment_of(tmp_path, **environment), timeout=PATIENCE,
+        )  # fmt: skip
+        if "Starting Ray client server failed" not in job.stderr:  # a slow machine: Ray waits 30 s for it
+            break
     assert job.returncode == 0, job.stderr
     found = json.loads(job.stdout.splitlines()[-1])
     assert (found["told"]["database"], found["told"]["key"]) == (url, secret)
