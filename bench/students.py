@@ -149,21 +149,18 @@ def lessons(seeds: int) -> None:
         asked = golden(name)
         found: dict[str, list[dict[str, float]]] = {}
 
-        def learned(what: str, dataset: str, spec: Any) -> str:
+        def learned(what: str, dataset: str, spec: Any) -> None:
             student = distill(dataset, spec)
             made = quantize(student["student_id"], CANDIDATES[0])
             found.setdefault(what, []).append({"right %": called(Path(made["path"]), asked)})  # noqa: B023
             print(f"  {name}, seed {spec.seed}, {what}: {found[what][-1]['right %']:.2f} %", flush=True)  # noqa: B023
-            path: str = student["path"]
-            return path
 
-        with environment("FLYWHEEL_HOME", os.environ["FLYWHEEL_HOME"] + "-without-feedback"):
+        with environment("FLYWHEEL_HOME", os.environ["FLYWHEEL_HOME"] + "/without-feedback"):
             plain = frozen(name, feedback=False)
             for seed in range(seeds):
                 learned("imitation of the log", plain, replace(options, seed=seed))
         dataset = frozen(name)
-        taught = learned("and corrections, thumbs and ratings", dataset, replace(options, seed=seeds))
-        found.popitem()
+        taught = distill(dataset, replace(options, seed=seeds))["path"]
         for seed in range(seeds):
             spec = replace(options, seed=seed)
             learned("and corrections, thumbs and ratings", dataset, spec)

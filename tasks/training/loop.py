@@ -50,16 +50,16 @@ def accelerator(shard: bool = False) -> "Accelerator":
     from accelerate import Accelerator
     from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    plugin = (
+        FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+        if shard and several
+        else None
+    )
     # The others wait while the first asks the teacher; if one of them dies, torchrun ends them all.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    made = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        fsdp_plugin=plugin if shard and several else None,
-        kwargs_handlers=[patient],
-    )
-    made.state.fsdp_plugin = plugin if shard and several else None  # on a CPU accelerate leaves it out; torch shards
+    made = Accelerator(cpu=not torch.cuda.is_available(), fsdp_plugin=plugin, kwargs_handlers=[patient])
+    made.state.fsdp_plugin = plugin  # on a CPU accelerate leaves it out; torch shards
     return made
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,12 @@ from infra import registry
 from infra.settings import SetupError
 from tasks.curate import CurateSpec, curate
 from tasks.distill import distill
-from tasks.ingest import ingest
 from tasks.lessons import Imitation
-from tasks.sources import JSONL
 from tasks.students import Causal
-from tests.conftest import living_in
-from tests.shop_log import WORKLOAD, write_log
+from tests.shop_log import WORKLOAD
 
 FIRST = Causal(epochs=1, rank=4, alpha=8, learn=Imitation(), max_steps=4, learning_rate=3e-2)
 NEXT = replace(FIRST, start="champion", learning_rate=1e-12, seed=1)
-
-
-@pytest.fixture(scope="module")
-def dataset(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("champion")
-    log = write_log(folder / "log.jsonl", seed=1, conversations=40, day=1)
-    with living_in(folder / "home", STUDENT=str(bare), TEACHER="", THREADS="1"):
-        ingest(JSONL(paths=(str(log),)))
-        yield curate(WORKLOAD, CurateSpec())["dataset_id"]
 
 
 def weights(student: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,31 +16,18 @@ from infra.settings import SetupError
 from quant.methods import RTN
 from quant.pruning import Prune
 from tasks import frozen
-from tasks.curate import CurateSpec, curate
 from tasks.distill import distill
-from tasks.ingest import ingest
 from tasks.lessons import Imitation
 from tasks.quantize import CandidateSpec, quantize
-from tasks.sources import JSONL
 from tasks.students import Causal
 from tasks.students.pruned import pruned
-from tests.conftest import living_in
-from tests.shop_log import WORKLOAD, write_log
+from tests.shop_log import WORKLOAD
 from tests.tasks.training.test_launch import under_torchrun
 
 HALF = Prune(layers=0.5, heads=0.5, mlp=0.5)
 SPEC = Causal(
     prune=HALF, epochs=1, rank=4, alpha=8, learn=Imitation(), max_steps=4, learning_rate=1e-2, checkpoint_steps=2
 )
-
-
-@pytest.fixture(scope="module")
-def dataset(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("pruned")
-    log = write_log(folder / "log.jsonl", seed=1, conversations=40, day=1)
-    with living_in(folder / "home", STUDENT=str(bare), TEACHER="", THREADS="1"):
-        ingest(JSONL(paths=(str(log),)))
-        yield curate(WORKLOAD, CurateSpec())["dataset_id"]
 
 
 @pytest.fixture(scope="module")
