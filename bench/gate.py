@@ -2,7 +2,7 @@
 
     python bench/gate.py [--worlds 2000] [--resamples 999]
 
-Each world is a holdout of the size that `tasks/power.py` recommends, with conversations of one to four items (half of
+Each world is a holdout of the size `tasks/gate/power.py` recommends, with conversations of one to four items (half of
 them answer all their items alike), and so many slices of equal size that share no item. The student is, in truth,
 
 * worse by exactly the margin on the whole, and evenly so,
@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
-from tasks.bootstrap import Drawn
-from tasks.gate import GateSpec
-from tasks.holm import holm
+from tasks.gate.bootstrap import Drawn
+from tasks.gate.holm import holm
+from tasks.gate.power import recommended
+from tasks.gate.proportions import Shares, effective
+from tasks.gate.rule import GateSpec
 from tasks.metrics import RougeL
-from tasks.power import recommended
-from tasks.proportions import Shares, effective
 
 SPEC = GateSpec()
 ALPHA = 1 - SPEC.confidence

@@ -54,7 +54,7 @@ def shop() -> Any:
     from infra.database.tables import Interaction
     from infra.seedling.simulate import WORKLOAD
     from tasks.curate import CurateSpec, curate
-    from tasks.frozen import load
+    from tasks.dataset.frozen import load
 
     with session() as db:
         empty = db.query(Interaction).first() is None

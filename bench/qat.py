@@ -34,9 +34,9 @@ from infra.seedling import services
 from infra.seedling.make import IGNORED, encode
 from quant.calibrate import Batch
 from quant.methods import GPTQ, QAT, Method
-from tasks.gate import Card, GateSpec, judge
+from tasks.gate.rule import Card, GateSpec, judge
 from tasks.metrics import Answered, ExactMatch
-from tasks.scorecards import score
+from tasks.scoring.scorecards import score
 from tasks.teachers.hf import load_model
 
 SEEDLING = Path(__file__).parent.parent / "infra/seedling"

@@ -18,9 +18,9 @@ from infra.rollout.spec import RolloutSpec
 from infra.settings import SetupError, settings
 from tasks.curate import CurateSpec
 from tasks.evaluate import EvaluateSpec
+from tasks.gate.plan import enough
+from tasks.gate.plan import said as planned_as
 from tasks.lessons.top_k import CORRECTED
-from tasks.plan import enough
-from tasks.plan import said as planned_as
 from tasks.quantize import CANDIDATES, CandidateSpec, fitting
 from tasks.release import GateSpec
 from tasks.sources import Source

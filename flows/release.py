@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-import tasks.plan
+import tasks.gate.plan
 import tasks.release
 from flows.stage import in_flow_run, stage
 from infra.rollout.spec import RolloutSpec
@@ -13,7 +13,7 @@ from tasks.evaluate import EvaluateSpec
 from tasks.release import GateSpec
 
 release_stage = stage(tasks.release.release, retries=2)
-plan_stage = stage(tasks.plan.plan, retries=2)
+plan_stage = stage(tasks.gate.plan.plan, retries=2)
 rollback_stage = stage(tasks.release.rollback)  # a repeated rollback would undo itself
 
 
@@ -56,5 +56,5 @@ def render(result: dict[str, Any]) -> str:
     if "outcome" in result:
         return turn(result)
     if "recommended" in result:
-        return tasks.plan.said(result)
+        return tasks.gate.plan.said(result)
     return f"{result['workload']}: version {result['champion']} serves again, {result['previous']} is now `previous`"

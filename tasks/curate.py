@@ -4,12 +4,12 @@ The holdout is the latest traffic. What came before trains, unless it belongs to
 cluster of the holdout, or ever was in one; validation is a random part of it, by whole conversations and clusters.
 Answers from that time that were objected to are kept apart, as `disliked`: students learn from them what not to say.
 Every interaction ends in one split or under one reason in `left_out`. A holdout decides so often and no more: then the
-next is cut from the latest that was not in it (`looks.py`).
+next is cut from the latest that was not in it (`gate/looks.py`).
 
 Traffic is read three times, a page at a time: for what requests share, to enter each interaction into a ledger of a few
-numbers (`ledger.py`), and to write those that were chosen. So a million interactions take no more memory than the
-numbers about them. The rules about feedback are in `policy.py`, near duplicates in `similarity.py`, the split in
-`splits.py`, the frozen files in `frozen.py`; what the teacher answers anew in `relabel.py`.
+numbers, and to write those that were chosen. So a million interactions take no more memory than the numbers about them.
+The rules about feedback are in `infra/database/policy.py`; in `dataset/` are the ledger, near duplicates
+(`similarity.py`), the split, the frozen files, and what the teacher answers anew (`relabel.py`).
 """
 
 from collections import Counter
@@ -29,14 +29,14 @@ from infra.database.tables import Dataset as DatasetRow
 from infra.database.tables import DatasetItem
 from infra.prefix import Prefix, text_of
 from infra.settings import SetupError
-from tasks.answers import Answers
-from tasks.cases import Case, Window
-from tasks.frozen import Dataset, freeze, load
-from tasks.ledger import NOTHING, OBJECTED, Fault, Ledger
-from tasks.looks import BUDGET, used_up
-from tasks.relabel import Relabel, Relabeller
-from tasks.similarity import Hashes, NearDuplicates, template
-from tasks.splits import Entries, split
+from tasks.dataset.answers import Answers
+from tasks.dataset.cases import Case, Window
+from tasks.dataset.frozen import Dataset, freeze, load
+from tasks.dataset.ledger import NOTHING, OBJECTED, Fault, Ledger
+from tasks.dataset.relabel import Relabel, Relabeller
+from tasks.dataset.similarity import Hashes, NearDuplicates, template
+from tasks.dataset.splits import Entries, split
+from tasks.gate.looks import BUDGET, used_up
 from tasks.teachers import teacher_for
 
 __all__ = ["CurateSpec", "Dataset", "curate", "load"]

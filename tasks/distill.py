@@ -16,7 +16,7 @@ from infra.settings import settings
 from tasks.students import StudentSpec
 
 if TYPE_CHECKING:
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
 
 Progress = Callable[[int, int, str], None]
 
@@ -34,7 +34,7 @@ def distill(
     """
     from infra.database.session import session
     from infra.database.tables import Student
-    from tasks.frozen import load
+    from tasks.dataset.frozen import load
 
     dataset = load(dataset_id)
     parents = [dataset_id, asdict(spec), *spec.parents(dataset)]

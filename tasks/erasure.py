@@ -35,7 +35,7 @@ def rewritten(file: Path, interactions: Set[int]) -> tuple[Path, int]:
 
 
 def digest_of(file: Path) -> str:
-    """sha256 of a file, as `tasks/frozen.py` keeps it of a dataset's."""
+    """sha256 of a file, as `tasks/dataset/frozen.py` keeps it of a dataset's."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from infra.settings import SetupError, settings
-from tasks.asked import Answers, Asking, Row, StandIn, ask_artifact, ask_teacher, holdout
 from tasks.metrics import BESIDE, MetricSpec, Perplexity, Quality
 from tasks.metrics.cost import Prices
-from tasks.scorecards import read_answers, score, write_items
+from tasks.scoring.asked import Answers, Asking, Row, StandIn, ask_artifact, ask_teacher, holdout
+from tasks.scoring.scorecards import read_answers, score, write_items
 from tasks.teachers import LocalTeacher, teacher_for
 
 if TYPE_CHECKING:
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
 
 Progress = Callable[[int, int, str], None]
 

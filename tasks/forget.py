@@ -39,8 +39,8 @@ from infra.database.tables import (
 from infra.database.tables import now as present
 from infra.privacy.redaction import redactor
 from infra.settings import SetupError
+from tasks.dataset.frozen import SPLITS
 from tasks.erasure import NAMES, digest_of, erase_spooled, held, names, rewritten, spooled
-from tasks.frozen import SPLITS
 
 Progress = Callable[[int, int, str], None]
 BATCH = 1000

@@ -20,9 +20,9 @@ from infra.database.store import Fate, accept, move_cursor, release
 from infra.database.tables import Cursor, Interaction
 from infra.privacy.redaction import Redactor, redactor
 from infra.settings import SetupError
-from tasks.ahead import Batch, batches, frozen
-from tasks.halves import Halves
 from tasks.sources import Source
+from tasks.sources.ahead import Batch, batches, frozen
+from tasks.sources.halves import Halves
 from tasks.sources.part import Part
 
 Progress = Callable[[int, int, str], None]

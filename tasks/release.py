@@ -1,7 +1,7 @@
 """Scorecards → verdict → registry: the gate is asked about each candidate, and what passes is registered.
 
-The references are the teacher and, if there is one, the champion (`gate.py` says why both). Each candidate that is held
-against them is a look at the holdout, and a holdout has only so many (`looks.py`).
+The references are the teacher and, if there is one, the champion (`gate/rule.py` says why both). Each candidate held
+against them is a look at the holdout, and a holdout has only so many (`gate/looks.py`).
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from infra.rollout.spec import RolloutSpec
 from infra.settings import SetupError
-from tasks import looks
-from tasks.cards import cards_of
 from tasks.evaluate import candidates_of
-from tasks.gate import INCONCLUSIVE, PROMOTE, REJECT, Card, Finding, Judgement, judge
-from tasks.gate import GateSpec as GateSpec
+from tasks.gate import looks
+from tasks.gate.cards import cards_of
+from tasks.gate.rule import INCONCLUSIVE, PROMOTE, REJECT, Card, Finding, Judgement, judge
+from tasks.gate.rule import GateSpec as GateSpec
 from tasks.model_card import Made, Split, model_card
 
 if TYPE_CHECKING:

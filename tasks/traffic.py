@@ -178,7 +178,7 @@ def waiting(db: Session) -> int:
 def sample(db: Session, name: str) -> dict[str, Any]:
     """What the latest interactions of a workload say of themselves: latency, failures, near duplicates."""
     from tasks.curate import asked
-    from tasks.similarity import clusters
+    from tasks.dataset.similarity import clusters
 
     rows = db.execute(
         select(Interaction.request, Interaction.response, Interaction.latency_ms)

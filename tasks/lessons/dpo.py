@@ -14,7 +14,7 @@ from infra.settings import SetupError
 from tasks.lessons.preferences import Row, Stage, arguments, pairs, require_trl, train
 
 if TYPE_CHECKING:
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
 
 
 @dataclass(frozen=True)

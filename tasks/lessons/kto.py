@@ -18,7 +18,7 @@ from infra.settings import SetupError
 from tasks.lessons.preferences import Row, Stage, arguments, require_trl, thumbs, train
 
 if TYPE_CHECKING:
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tasks.training.examples import Example
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
     from tasks.teachers.hf import LocalTeacher
 
 Progress = Callable[[int, int, str], None]

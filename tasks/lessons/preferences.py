@@ -27,7 +27,7 @@ from tasks.lessons.lesson import Progress
 from tasks.training.examples import Example, encode
 
 if TYPE_CHECKING:
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
 
 Row = dict[str, Any]
 LOGGED = {"loss": "loss", "margin": "rewards/margins"}  # ours: TRL's; a batch with one kind of thumb has no margin

@@ -2,7 +2,7 @@
 
 A label is an answer's meaning (`policy.meaning`), words or calls. The mean is over the labels that are expected; an
 answer that is none of them is a miss of what was due, and nobody's false alarm. Where labels are more than a thousand,
-or do not come up five times each on average, they are no closed set (`tasks/answers.py`), and nothing is said.
+or do not come up five times each on average, they are no closed set (`tasks/dataset/answers.py`), and nothing is said.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from infra.database.jsontext import number_of
 from infra.database.policy import meaning
-from tasks.answers import MOST, TIMES
+from tasks.dataset.answers import MOST, TIMES
 from tasks.metrics.metric import Answered, Metric, Score, divided
 
 if TYPE_CHECKING:

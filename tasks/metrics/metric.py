@@ -1,7 +1,7 @@
 """What a metric is: it gives each answer a value from 0 to 1, and says what the values of many come to.
 
 What many come to is a function of sums: of the values and their number for a mean, of true and false positives for an
-F1. So whatever the metric, `sums` of conversations that are drawn again and again (`tasks/bootstrap.py`) are added up,
+F1. So whatever the metric, `sums` of conversations that are drawn again and again (`gate/bootstrap.py`) are added up,
 and `together` is taken of what that gives. Higher is better, also where the name is an error's or a perplexity's.
 """
 
@@ -19,7 +19,7 @@ class Answered(NamedTuple):
     """An item of the holdout and what a model answered.
 
     Attributes:
-        row: As frozen (`tasks/cases.py`), with all tools, and the request's `response_format` if it has one.
+        row: As frozen (`tasks/dataset/cases.py`), with all tools, and the request's `response_format` if it has one.
         probability: What the model gives its answer, where its engine says so.
         surprise: Nats of the expected answer under the model, where its engine says so.
     """

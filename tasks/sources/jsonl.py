@@ -1,6 +1,6 @@
 """Log files of JSON lines: a line is a record (see `infra/database/records.py`), a blank line is none.
 
-A call whose `response` is null is unlabelled traffic, which a teacher may answer (`tasks/relabel.py`).
+A call whose `response` is null is unlabelled traffic, which a teacher may answer (`tasks/dataset/relabel.py`).
 
 Also read is what OpenAI's platform gives back (`tasks/sources/openai.py`) and streamed answers, a chunk a line
 (`tasks/sources/streams.py`). Where these lack their requests, the other files of the run are looked through for them

@@ -25,7 +25,7 @@ from tasks.teachers import LocalTeacher, teacher_for
 from tasks.teachers.hf import load_model, model_fingerprint
 
 if TYPE_CHECKING:
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
     from tasks.training.examples import Example
     from tasks.training.mentions import Vary
 

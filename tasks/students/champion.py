@@ -20,7 +20,7 @@ from infra.settings import SetupError
 from tasks.students.adapters import MANIFEST, asking_by_the_old_name, layers
 
 if TYPE_CHECKING:
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
     from tasks.students.causal import Causal
 
 

@@ -1,4 +1,4 @@
-"""A classifier: an encoder with a head, for a workload whose answers are a closed set (`answers.py`).
+"""A classifier: an encoder with a head, for a workload whose answers are a closed set (`dataset/answers.py`).
 
 Each distinct answer of the training rows, by what it means, is a label: a text, or calls with their arguments. The head
 begins as a probe of the encoder (`training/probe.py`), by which rows that are likely mistakes are left out
@@ -23,12 +23,12 @@ from pydantic import Field
 from infra.database.policy import meaning
 from infra.engines.labels import Reader, label_of, said
 from infra.settings import SetupError, settings
-from tasks.answers import MOST
+from tasks.dataset.answers import MOST
 from tasks.lessons.lesson import Progress
 from tasks.teachers.hf import model_fingerprint
 
 if TYPE_CHECKING:
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
     from tasks.training.classify import Text
 
 FEWEST = 2  # rows of an answer that can be learned; one alone is more likely a slip

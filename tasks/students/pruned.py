@@ -14,7 +14,7 @@ from quant.pruning import Prune
 from tasks.teachers.hf import load_model
 
 if TYPE_CHECKING:
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
 
 ROWS = 256  # of training traffic that importance is measured on
 REPORT = "pruned.json"

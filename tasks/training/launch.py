@@ -105,7 +105,7 @@ def main(job: str, attended: bool) -> None:
     from accelerate import PartialState
     from pydantic import TypeAdapter
 
-    from tasks.frozen import load
+    from tasks.dataset.frozen import load
     from tasks.students import Causal
 
     if attended:

@@ -1,6 +1,6 @@
 """A workload's cases, and what was said of each, as curation meets them."""
 
-from tasks.cases import Case, Window
+from tasks.dataset.cases import Case, Window
 
 
 def cases_of(workload: str) -> list[Case]:

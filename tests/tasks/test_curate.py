@@ -19,7 +19,7 @@ from infra.database.tables import Candidate, Dataset, DatasetItem, Interaction, 
 from infra.prefix import Prefix
 from infra.settings import SetupError
 from tasks.curate import CurateSpec, curate, load
-from tasks.frozen import SPLITS
+from tasks.dataset.frozen import SPLITS
 from tasks.ingest import ingest
 from tasks.sources.jsonl import JSONL
 from tests.conftest import living_in

@@ -19,6 +19,7 @@ from infra.database.tables import Candidate, Interaction, Scorecard, Student
 from infra.engines import load
 from infra.prefix import Prefix
 from infra.settings import SetupError
+from tasks.dataset.frozen import freeze
 from tasks.evaluate import (
     EvaluateSpec,
     candidates_of,
@@ -26,10 +27,9 @@ from tasks.evaluate import (
     evaluate_champion,
     evaluate_teacher,
 )
-from tasks.frozen import freeze
 from tasks.metrics import JSONSchema, Perplexity, ToolCall
 from tasks.metrics.cost import Prices
-from tasks.scorecards import read_answers, read_items
+from tasks.scoring.scorecards import read_answers, read_items
 from tasks.teachers import LocalTeacher
 from tests.conftest import living_in
 from tests.models import PREFIX

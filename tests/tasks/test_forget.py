@@ -30,7 +30,7 @@ from tasks.curate import curate, load
 from tasks.forget import forget
 from tasks.ingest import ingest
 from tasks.metrics import Answered, Quality
-from tasks.scorecards import read_items, score, write_items
+from tasks.scoring.scorecards import read_items, score, write_items
 from tasks.sources.jsonl import JSONL
 from tests.tasks.test_curate import SPEC, put, record, rows, thumb
 from tests.tasks.test_retention import shadowed

@@ -23,10 +23,10 @@ from infra.database.tables import (
     now,
 )
 from infra.settings import SetupError, settings
-from tasks import looks
+from tasks.gate import looks
 from tasks.metrics import Answered, Quality
 from tasks.release import GateSpec, newest_dataset, release, rollback, scorecard_table, verdict_markdown
-from tasks.scorecards import score, write_items
+from tasks.scoring.scorecards import score, write_items
 from tests.conftest import living_in
 
 SPEC = GateSpec()

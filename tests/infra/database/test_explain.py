@@ -40,7 +40,7 @@ from infra.rollout.state import Seen, observe
 from infra.rollout.story import story
 from infra.rollout.tally import Tally
 from tasks import retention
-from tasks.cases import Window
+from tasks.dataset.cases import Window
 from tasks.evaluate import candidates_of
 from tasks.ingest import workloads
 from tasks.teachers.cache import recall

@@ -20,8 +20,8 @@ from infra.database.session import database as opened
 from infra.database.session import session
 from infra.database.store import store
 from infra.database.tables import Dataset, DatasetItem, Feedback, Interaction, now
-from tasks.cases import Window
 from tasks.curate import curate
+from tasks.dataset.cases import Window
 from tasks.retention import prune
 from tests.conftest import living_in, new_database
 from tests.infra.database.test_explain import statements

@@ -9,7 +9,7 @@ import pytest
 from infra.engines.chat import load_tokenizer
 from infra.settings import SetupError
 from tasks.curate import CurateSpec, curate, load
-from tasks.frozen import Dataset
+from tasks.dataset.frozen import Dataset
 from tasks.lessons import DPO, KTO
 from tasks.lessons.preferences import last_checkpoint, pairs, thumbs
 from tasks.training.examples import encode

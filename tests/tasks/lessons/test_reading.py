@@ -11,7 +11,7 @@ import torch
 
 from infra.engines.chat import load_tokenizer, render
 from infra.prefix import Prefix
-from tasks.frozen import Dataset
+from tasks.dataset.frozen import Dataset
 from tasks.lessons.lesson import Desk
 from tasks.lessons.reading import UNREAD, as_the_teacher_reads, said
 from tasks.lessons.top_k import CORRECTED, OTHERWISE, known_of

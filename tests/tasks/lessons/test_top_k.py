@@ -9,7 +9,7 @@ import torch
 
 from infra.engines.chat import load_tokenizer
 from tasks.curate import CurateSpec, curate
-from tasks.frozen import load
+from tasks.dataset.frozen import load
 from tasks.ingest import ingest
 from tasks.lessons import Logits
 from tasks.lessons.imitation import imitate

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from tasks.metrics import Answered, Calibration, LabelF1, Perplexity
-from tasks.scorecards import value_of
+from tasks.scoring.scorecards import value_of
 from tests.tasks.metrics.test_tool_call import calling, saying
 
 labels = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcx")), min_size=20, max_size=60)

@@ -15,7 +15,7 @@ from infra.engines import load
 from infra.settings import SetupError
 from quant.methods import RTN
 from quant.pruning import Prune
-from tasks import frozen
+from tasks.dataset import frozen
 from tasks.distill import distill
 from tasks.lessons import Imitation
 from tasks.quantize import CandidateSpec, quantize

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.evaluate import EvaluateSpec
-from tasks.gate import GateSpec
+from tasks.gate.rule import GateSpec
 
 Progress = Callable[[int, int, str], None]
 
@@ -29,12 +29,12 @@ def plan(
         SetupError: There is no such dataset, or it has no holdout.
     """
     from infra import registry
-    from tasks.asked import holdout
     from tasks.curate import load
-    from tasks.power import recommended
-    from tasks.proportions import effective
-    from tasks.scorecards import Item, slices_of
-    from tasks.worst import inside, members
+    from tasks.gate.power import recommended
+    from tasks.gate.proportions import effective
+    from tasks.gate.worst import inside, members
+    from tasks.scoring.asked import holdout
+    from tasks.scoring.scorecards import Item, slices_of
 
     dataset = load(dataset_id)
     rows = holdout(dataset)

@@ -11,7 +11,7 @@ for a slice is a part of the whole: that only helps them to succeed together.
 from collections.abc import Sequence
 from math import ceil
 
-from tasks.proportions import variance_at
+from tasks.gate.proportions import variance_at
 
 DRAWS, SEED = 4000, 0
 MOST = 10_000_000

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
-from tasks.holm import holm
+from tasks.gate.holm import holm
 
 p_values = st.lists(st.floats(0, 0.2), min_size=1, max_size=12)
 

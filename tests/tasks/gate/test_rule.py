@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.gate import Card, GateSpec, judge
-from tasks.scorecards import Item
+from tasks.gate.rule import Card, GateSpec, judge
+from tasks.scoring.scorecards import Item
 
 SPEC = GateSpec()
 

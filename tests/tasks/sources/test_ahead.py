@@ -17,8 +17,8 @@ from infra.database.tables import Interaction, Quarantine
 from infra.privacy.pseudonyms import TOKEN
 from infra.privacy.redaction import redactor
 from infra.settings import SetupError
-from tasks import ahead
 from tasks.ingest import ingest
+from tasks.sources import ahead
 from tasks.sources.jsonl import JSONL
 from tests.conftest import living_in
 from tests.tasks.sources.test_jsonl import record, text
@@ -110,8 +110,8 @@ def test_a_reader_that_is_killed_is_one_line_and_the_ingest_goes_on_later(
 def test_a_reader_goes_when_the_one_that_stores_is_killed(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(text(*range(20_000)))
     code = (
-        "import sys, time\nimport tasks.ahead\nimport tasks.ingest\nfrom tasks.sources.jsonl import JSONL\n"
-        "tasks.ahead.LARGE = 0\n"
+        "import sys, time\nimport tasks.sources.ahead\nimport tasks.ingest\nfrom tasks.sources.jsonl import JSONL\n"
+        "tasks.sources.ahead.LARGE = 0\n"
         "def slow(*_):\n    print('stored', flush=True)\n    time.sleep(60)\n"
         "tasks.ingest.ingest(JSONL((sys.argv[1],)), progress=slow)"
     )

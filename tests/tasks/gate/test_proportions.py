@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.proportions import effective, needed, tango, wilson
+from tasks.gate.proportions import effective, needed, tango, wilson
 
 
 def test_tango_gives_the_published_numbers() -> None:

@@ -26,7 +26,7 @@ from tasks.teachers.answers import GIVEN_UP
 
 if TYPE_CHECKING:
     from infra.engines import Engine, Reply
-    from tasks.frozen import Dataset
+    from tasks.dataset.frozen import Dataset
 
 Progress = Callable[[int, int, str], None]
 Message = dict[str, Any]

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.database.policy import meaning
-from tasks import answers
-from tasks.answers import Answers
 from tasks.curate import CurateSpec, curate
+from tasks.dataset import answers
+from tasks.dataset.answers import Answers
 from tasks.ingest import ingest
 from tasks.sources import JSONL
 

@@ -57,7 +57,7 @@ class Dataset:
     report: dict[str, Any]
 
     def split(self, name: str) -> list[dict[str, Any]]:
-        """The rows of one of SPLITS, in order of time (tasks/cases.py: `Case.row`).
+        """The rows of one of SPLITS, in order of time (tasks/dataset/cases.py: `Case.row`).
 
         All but their log-probabilities, which are a hundred times as long as the rest.
         """

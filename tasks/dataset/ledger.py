@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from infra.database.jsontext import number_of
 from infra.database.policy import SAID, Judgement, judge
 from infra.database.tables import Feedback
-from tasks.answers import MOST
-from tasks.cases import Case
+from tasks.dataset.answers import MOST
+from tasks.dataset.cases import Case
 
 Fault = Literal["", "another prefix than the baked one", "a request that is not only text"]
 FAULTS: tuple[Fault, ...] = ("", "another prefix than the baked one", "a request that is not only text")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.evaluate import candidates_of
-from tasks.gate import Card
-from tasks.scorecards import read_items
+from tasks.gate.rule import Card
+from tasks.scoring.scorecards import read_items
 
 
 def cards_of(dataset_id: str, serving: Any | None) -> tuple[Card, Card | None, list[Card]]:

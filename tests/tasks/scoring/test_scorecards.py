@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from tasks.metrics import Answered, ExactMatch, Metric, Quality, ToolCall
-from tasks.scorecards import TEACHER, TOP_SLICES, Item, read_items, score, write_items
+from tasks.scoring.scorecards import TEACHER, TOP_SLICES, Item, read_items, score, write_items
 from tests.tasks.metrics.test_tool_call import calling, saying
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from infra.database.jsontext import from_column
 from infra.database.messages import answer_of
 from infra.database.policy import SAID, same
-from tasks.cases import Case
+from tasks.dataset.cases import Case
 from tasks.teachers import Answer, LoggedTeacher, Question, Teacher
 from tasks.teachers.answers import UNUSABLE
 from tasks.teachers.logprobs import compact

@@ -19,7 +19,7 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from tasks.proportions import Shares
+from tasks.gate.proportions import Shares
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

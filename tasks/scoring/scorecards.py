@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tasks.bootstrap import Drawn
+from tasks.gate.bootstrap import Drawn
+from tasks.gate.proportions import effective, wilson
 from tasks.metrics import Answered, Metric, Score, ToolCall
 from tasks.metrics.exact_match import words
 from tasks.metrics.tool_call import calls, summary
-from tasks.proportions import effective, wilson
 
 Message = dict[str, Any]
 TOP_SLICES = 12

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.bootstrap import Drawn
+from tasks.gate.bootstrap import Drawn
 from tasks.metrics import LabelF1, RougeL, Score
 
 MEAN = RougeL()

@@ -24,12 +24,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from tasks.bootstrap import RESAMPLES, Drawn
-from tasks.holm import Level, holm
+from tasks.gate.bootstrap import RESAMPLES, Drawn
+from tasks.gate.holm import Level, holm
+from tasks.gate.proportions import Shares, effective
+from tasks.gate.worst import inside, search
 from tasks.metrics import Metric, MetricSpec
-from tasks.proportions import Shares, effective
-from tasks.scorecards import Item, by_conversation, judged_by, value_of
-from tasks.worst import inside, search
+from tasks.scoring.scorecards import Item, by_conversation, judged_by, value_of
 
 PROMOTE, REJECT, INCONCLUSIVE = "promote", "reject", "inconclusive"
 

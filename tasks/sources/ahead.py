@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 from infra.database.store import Found, ready
 from infra.privacy.redaction import Redactor
 from infra.settings import SetupError
-from tasks.halves import half
 from tasks.sources.files import Files, LogFile
+from tasks.sources.halves import half
 from tasks.sources.part import Entry, Part
 
 LARGE = 32 << 20  # bytes; below, the process would start for nothing
@@ -77,7 +77,12 @@ def _batch(entries: list[Entry]) -> Batch:
 
 def _from_child(part: LogFile, position: Mapping[str, Any] | None, redact: Redactor) -> Iterator[Batch]:
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)}
-    command = [sys.executable, "-P", "-c", "from tasks.ahead import main; main()"]  # -P: not what lies where it is run
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from tasks.sources.ahead import main; main()",
+    ]  # -P: not what lies where it is run
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=path)
     assert child.stdin is not None and child.stdout is not None
     try:

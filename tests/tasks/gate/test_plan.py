@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.evaluate import EvaluateSpec
-from tasks.gate import GateSpec
-from tasks.plan import enough, plan, said
+from tasks.gate.plan import enough, plan, said
+from tasks.gate.rule import GateSpec
 from tests.tasks.test_evaluate import frozen, logged
 
 

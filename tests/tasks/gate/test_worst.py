@@ -1,5 +1,5 @@
-from tasks.scorecards import Item
-from tasks.worst import inside, members, search
+from tasks.gate.worst import inside, members, search
+from tasks.scoring.scorecards import Item
 
 
 def items(wrong: set[int]) -> list[Item]:

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from infra.seedling import shop
-from tasks.similarity import clusters, numbers, words
+from tasks.dataset.similarity import clusters, numbers, words
 
 OTHERS = ["how do I close my account", "the app crashes when I open it", "what is your exchange rate for yen"]
 

@@ -1,7 +1,7 @@
 import pytest
 from statsmodels.stats.power import NormalIndPower
 
-from tasks.power import recommended
+from tasks.gate.power import recommended
 
 
 def test_one_test_of_a_mean_needs_what_the_textbook_says() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.scorecards import Item
+from tasks.scoring.scorecards import Item
 
 if TYPE_CHECKING:
     import numpy as np
