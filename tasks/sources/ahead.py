@@ -77,12 +77,8 @@ def _batch(entries: list[Entry]) -> Batch:
 
 def _from_child(part: LogFile, position: Mapping[str, Any] | None, redact: Redactor) -> Iterator[Batch]:
     path = {**os.environ, "PYTHONPATH": os.pathsep.join(place or os.getcwd() for place in sys.path)}
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        "from tasks.sources.ahead import main; main()",
-    ]  # -P: not what lies where it is run
+    # -P: not what lies where it is run
+    command = [sys.executable, "-P", "-c", "from tasks.sources.ahead import main; main()"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=path)
     assert child.stdin is not None and child.stdout is not None
     try:
