@@ -178,3 +178,9 @@ def endpoint() -> Iterator[type[Endpoint]]:
     with answering(ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)) as address:
         Endpoint.url = f"{address}/v1"
         yield Endpoint
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite-docs", action="store_true", help="write into the README and docs/ what their commands say now"
+    )

@@ -1,6 +1,8 @@
-"""A log of the simulated shop in which a teacher that is always right answered."""
+"""Logs of the simulated shop: one in which a teacher that is always right answered, and a smaller one for the docs."""
 
+import gzip
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from infra.seedling import shop
 
 WORKLOAD = "shop.assistant"
+ORDERS = "shop.order"
 
 
 def write_log(path: Path, seed: int, conversations: int, day: int) -> Path:
@@ -28,3 +31,38 @@ def write_log(path: Path, seed: int, conversations: int, day: int) -> Path:
                 file.write(json.dumps(record) + "\n")
                 messages.append(right)
     return path
+
+
+def write_orders(folder: Path, seed: int, messages: int) -> None:
+    """Write the two days' log of a small job that is quickly learned, and a file of feedback beside `folder`.
+
+    One answer in twenty lacks a digit, and a clerk has corrected it; one record has no response.
+    """
+    at = datetime(2026, 11, 2, 9, tzinfo=UTC)
+    prompt = {"role": "system", "content": "Give the order number in this message, and nothing else."}
+    said = (exchange.turns[0][0] for exchange in shop.exchanges(seed, 10 * messages, "train"))
+    numbers = [(text, found[0]) for text in said if len(found := re.findall(r"\b\d{5,6}\b", text)) == 1]
+    days: list[list[dict[str, Any]]] = [[], []]
+    opinions = []
+    for n, (text, number) in enumerate(numbers[:messages]):
+        late = n >= messages // 2
+        then = at + timedelta(days=late, seconds=60 * n)
+        answer = number[:-1] if n % 20 == 7 else number
+        response = {
+            "model": "big", "usage": {"prompt_tokens": 30 + len(text) // 4, "completion_tokens": 6},
+            "choices": [{"message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}],
+        }  # fmt: skip
+        record = {
+            "id": f"order-{n}", "timestamp": then.timestamp(), "workload_id": ORDERS, "client_id": f"customer-{n % 89}",
+            "request": {"model": "big", "messages": [prompt, {"role": "user", "content": text}]}, "latency_ms": 700 + n,
+        }  # fmt: skip
+        days[late].append(record if n == 100 else {**record, "response": response})
+        opinion = {"record_id": f"order-{n}", "timestamp": (then + timedelta(hours=1)).timestamp()}
+        if answer != number:
+            opinions.append({**opinion, "kind": "correction", "value": number})
+        elif n % 6 == 0:
+            opinions.append({**opinion, "kind": "thumb", "value": 1})
+    for name, records in zip(("monday", "tuesday"), days, strict=True):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with gzip.open(folder.parent / "feedback.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(opinion) + "\n" for opinion in opinions)
