@@ -17,14 +17,15 @@ import pytest
 import yaml
 
 from infra.database.records import parse
-from tests.docs.pages import Block, blocks, difference, matches, rewritten
-from tests.docs.shop import ROOT, Shop, opened, parsed
+from tests.docs.pages import Block, blocks, difference, matches, rewritten, spans
+from tests.docs.shop import ROOT, Shop, opened, options, parsed
 
 Said = dict[Block, list[list[str]]]
 
 FIRST = ["README.md", "docs/gate.md", "docs/operations.md"]  # what they leave behind the others need
 PAGES = [*map(ROOT.joinpath, FIRST), *sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")} - {ROOT / n for n in FIRST})]
 BLOCKS = [block for page in PAGES for block in blocks(page)]
+EXTENDED = {block.page for block in BLOCKS if block.language == "diff"}  # their options are on their own menus
 LANGUAGES = {"console", "python", "json", "yaml", "diff"}
 
 
@@ -71,9 +72,20 @@ def test_a_command_says_what_is_shown(said: Said, block: Block) -> None:
     assert not wrong, "\n\n".join([*wrong, "`--rewrite-docs` takes what came."])
 
 
-@pytest.mark.parametrize("block", of("console"), ids=named)
+@pytest.mark.parametrize("block", [b for b in of("console") if b.page not in EXTENDED], ids=named)
 def test_the_command_line_has_every_option_that_is_shown(block: Block) -> None:
     assert [(given, problem) for given, problem in parsed(block) if problem] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_within_a_line_exist(page: Path) -> None:
+    known = options()
+    for span in spans(page):
+        command = re.match(r"(?:\S*/)?flywheel (\w+)", span)
+        assert not command or command[1] in known, span
+        may = known[command[1]] if command else set().union(*known.values())
+        if command or re.match(r"--\w+\.", span):
+            assert {word for word in span.split() if word.startswith("--")} <= may, span
 
 
 @pytest.mark.parametrize("block", of("python"), ids=named)
@@ -85,7 +97,7 @@ def test_python_runs(said: Said, block: Block) -> None:
 
 
 def test_files_that_are_shown_are_in_the_style_of_the_house(shop: Shop, said: Said) -> None:
-    files = [str(shop.tree / block.title) for block in of("python") if block.title]
+    files = [str(shop.path(block)) for block in of("python") if block.title]
     for check in (["check"], ["format", "--check"]):
         command = [sys.executable, "-m", "ruff", *check, "--no-cache", "--config", str(ROOT / "pyproject.toml"), *files]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -3,7 +3,8 @@
     <!-- not run: why -->         above a block: it is read and its commands are parsed, but nothing is started
     <!-- numbers vary: why -->    above a block of `console`: every number in its output stands for any number
 
-In an output `...` stands for anything, and so does every id of 16 hexadecimal digits; white space is white space.
+In an output `...` stands for anything, and so does every id of 16 hexadecimal digits or hash of 64; white space is
+white space.
 """
 
 import difflib
@@ -17,7 +18,7 @@ from typing import NamedTuple
 FENCE = re.compile(r"^(`{3,})([^\n`]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- (not run|numbers vary): ([^>]+?) -->\n\Z")
 PROGRESS = re.compile(r"^.* [█░]{24} \d+/\d+ \d+s, \d+s left$|^\S.{27,} \d+ \d+s$")
-VARIES = r"\b[0-9a-f]{16}\b"
+VARIES = r"\b(?:[0-9a-f]{64}|[0-9a-f]{16})\b"
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?"
 
 
@@ -80,6 +81,12 @@ def blocks(page: Path) -> Iterator[Block]:
         )  # fmt: skip
 
 
+def spans(page: Path) -> list[str]:
+    """Code within the lines of a page."""
+    text = FENCE.sub("", page.read_text())
+    return [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
+
+
 def calls(command: str) -> Iterator[list[str]]:
     """The arguments of each `flywheel` in a command, up to a pipe, a bracket or a comment."""
     lexer = shlex.shlex(command.replace("\\\n", " "), posix=True, punctuation_chars=";&|()<>")
@@ -89,6 +96,18 @@ def calls(command: str) -> Iterator[list[str]]:
         if word.rsplit("/", 1)[-1] == "flywheel":
             ends = [m for m, other in enumerate(words[n:], n) if set(other) <= set(";&|()<>")]
             yield words[n + 1 : ends[0] if ends else len(words)]
+
+
+def changes(diff: str) -> Iterator[tuple[str, str, str]]:
+    """The file, the old text and the new one of each hunk of a unified diff."""
+    for part in re.split(r"^--- a/", diff, flags=re.MULTILINE)[1:]:
+        name, _, hunks = part.partition("\n")
+        for hunk in re.split(r"^@@.*\n", hunks, flags=re.MULTILINE)[1:]:
+            lines = hunk.splitlines(keepends=True)
+            yield (
+                name, "".join(line[1:] for line in lines if line[0] in " -"),
+                "".join(line[1:] for line in lines if line[0] in " +"),
+            )  # fmt: skip
 
 
 def heard(output: str, folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.docs.pages import Block, calls, heard
+from tests.docs.pages import Block, calls, changes, heard
 from tests.docs.warm import client
 from tests.shop_log import write_orders
 
@@ -75,11 +75,11 @@ class Shop:
         if block.language == "python":
             self.path(block).write_text(block.text)
             return
-        done = subprocess.run(
-            ["patch", "--strip=1", "--no-backup-if-mismatch"], cwd=self.tree, input=block.text, text=True,
-            capture_output=True,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{block.place}: {done.stdout}{done.stderr}"
+        for name, old, new in changes(block.text):
+            file = self.tree / name
+            text = file.read_text()
+            assert text.count(old) == 1, f"{block.place}: {name} has {text.count(old)} times\n{old}"
+            file.write_text(text.replace(old, new))
 
     def path(self, block: Block) -> Path:
         """Where the file that a block is lies: in a room of the house, or beside the logs."""
@@ -157,3 +157,15 @@ def parsed(block: Block) -> Iterator[tuple[list[str], str]]:
                 except (SetupError, ValueError) as wrong:
                     problem = "" if one.output[:1] and one.output[0].startswith("flywheel: ") else str(wrong)
             yield given, problem
+
+
+def options() -> dict[str, set[str]]:
+    """The options of each command."""
+    from flows.__main__ import COMMANDS, parser_of, resolve
+
+    found = {}
+    for name, (place, _) in COMMANDS.items():
+        function = resolve(place)
+        parser, _ = parser_of(name, getattr(function, "fn", function))
+        found[name] = {option for action in parser._actions for option in action.option_strings}
+    return found
