@@ -1,4 +1,4 @@
-"""The README names what is there: its files, its settings, its commands."""
+"""The README and the docs name what is there: files, settings, commands."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,15 @@ from infra.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
 
 def test_every_setting_is_in_the_table_and_no_other() -> None:
     known = {f"FLYWHEEL_{name.upper()}" for name in Settings.model_fields}
-    assert set(re.findall(r"^\| `(FLYWHEEL_\w+)`", README, re.MULTILINE)) == known
-    assert set(re.findall(r"FLYWHEEL_[A-Z_]+", README)) <= known
+    assert set(re.findall(r"^\| `(FLYWHEEL_\w+)`", OPERATIONS, re.MULTILINE)) == known
+    for page in PAGES:
+        assert set(re.findall(r"FLYWHEEL_[A-Z_]+", page.read_text())) <= known, page.name
 
 
 def test_every_command_it_shows_exists() -> None:
