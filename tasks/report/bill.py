@@ -4,6 +4,7 @@ USD where there are prices; machine time where the model ran on this machine. Wh
 in its cost.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -15,17 +16,28 @@ from tasks.report.turn import Model, Turn
 
 
 class Line(NamedTuple):
-    """What 1,000 requests take of a model; None is not known."""
+    """What 1,000 requests take of a model: USD, and what else is known, as text by what it is."""
 
     name: str
     chosen: bool
     relative: float | None
     usd: float | None
-    seconds: float | None
-    joules: float | None
-    prompt: float | None
-    completion: float | None
-    abstained: float | None
+    known: dict[str, str]
+
+
+class Table(NamedTuple):
+    """The lines with the columns that are known of any."""
+
+    heads: list[str]
+    lines: list["Row"]
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    chosen: bool
+    values: list[str]
 
 
 def bill(turn: Turn) -> list[Line]:
@@ -34,16 +46,28 @@ def bill(turn: Turn) -> list[Line]:
     return [_line(model, model is turn.chosen) for model in shown]
 
 
+def table(lines: Sequence[Line]) -> Table:
+    heads = [head for head in lines[0].known if any(line.known[head] != numbers.NONE for line in lines)]
+    return Table(heads, [Row(line.name, line.chosen, [line.known[head] for head in heads]) for line in lines])
+
+
 def _line(model: Model, chosen: bool) -> Line:
     metrics, n = model.metrics, model.metrics.get("n") or 0
-    seconds, joules = model.card.seconds, metrics.get("joules_per_request")
-    prompt, completion = (metrics.get(key) for key in ("prompt_tokens", "completion_tokens"))
-    return Line(
-        short(model), chosen, model.card.cost, metrics.get("usd_per_1000"),
-        None if seconds is None else 1000 * seconds, None if joules is None else 1000 * joules,
-        1000 * prompt / n if prompt is not None and n else None,
-        1000 * completion / n if completion is not None and n else None, metrics.get("abstained") or None,
-    )  # fmt: skip
+    usd, joules = metrics.get("usd_per_1000"), metrics.get("joules_per_request")
+    read, written = (
+        None if metrics.get(key) is None or not n else 1000 * metrics[key] / n
+        for key in ("prompt_tokens", "completion_tokens")
+    )
+    known = {
+        "USD": numbers.dollars(usd),
+        "machine time": numbers.seconds(None if model.card.seconds is None else 1000 * model.card.seconds),
+        "energy": numbers.NONE if joules is None else f"{joules:.3g} kJ",
+        "prompt tokens read": numbers.count(read),
+        "tokens written": numbers.count(written),
+        "left to the teacher": numbers.percent(metrics.get("abstained") or None),
+        "cost, teacher 1": numbers.times(model.card.cost),
+    }
+    return Line(short(model), chosen, model.card.cost, usd, known)
 
 
 def saved(turn: Turn) -> str:

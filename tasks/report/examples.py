@@ -137,16 +137,13 @@ def example(one: Held, opinions: list[str]) -> Example:
     row, due = one.row, one.row["expected"]
     messages = [m for m in row["messages"] if m.get("role") != "system"]
     held = yardstick(row)
-    answers = [
-        shown(f"Expected, by {held}" if held != TEACHER else "Expected, the teacher’s logged answer", due),
-        shown("Student", one.student.message, due, _right(one.student.value)),
-        shown("Teacher", one.teacher.message, due, _right(one.teacher.value)),
-    ]
+    student = shown("Student", one.student.message, due, _right(one.student.value))
+    teacher = shown("Teacher", one.teacher.message, due, _right(one.teacher.value))
+    by = f", by {held}" if held != TEACHER else ""
     if meaning(due) == meaning(one.teacher.message):
-        answers = [
-            answers[1],
-            answers[2]._replace(who=f"Teacher, as expected by {held}" if held != TEACHER else "Teacher"),
-        ]
+        answers = [student, teacher._replace(who=f"Teacher, as expected{by}")]
+    else:
+        answers = [student, teacher, shown(f"Expected{by or ', as the teacher was logged'}", due)]
     title = {"lost": "Lost", "won": "Won", "other": "Different"}[kind_of(one)]
     return Example(
         title, max(0, len(messages) - END), [shown(m["role"], m) for m in messages[-END:]], answers, opinions

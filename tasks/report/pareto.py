@@ -109,7 +109,7 @@ def _marks(picture: Picture, points: Sequence[Point], across: Scale, up: Scale, 
         x = across(p.x)
         if p.low is not None and p.high is not None:
             picture.line(x, up(p.low), x, up(p.high), f"whisker {p.kind}")
-            taken.append(Box(x - 1.5, up(p.high), x + 1.5, up(p.low)))
+            taken.append(Box(x - 4, up(p.high), x + 4, up(p.low)))
         picture.dot(x, up(p.y), 5.5 if p.kind == "chosen" else 4.5, f"mark {p.kind}", said)
         taken.append(Box(x - 6, up(p.y) - 6, x + 6, up(p.y) + 6))
     return taken
@@ -121,7 +121,7 @@ def _labels(picture: Picture, points: Sequence[Point], across: Scale, up: Scale,
     for point in sorted(points, key=lambda p: order[p.kind])[:LABELS]:
         name = clipped(point.name, LETTERS)
         if point.x is None:
-            picture.text(room.right, up(point.y) - 5, name, f"label {point.kind}", "end")
+            picture.text(room.right, up(point.y) - 5, name, f"label halo {point.kind}", "end")
             taken.append(Box(room.right - width_of(name), up(point.y) - 17, room.right, up(point.y)))
             continue
         at = across(point.x), up(point.y)
@@ -130,4 +130,4 @@ def _labels(picture: Picture, points: Sequence[Point], across: Scale, up: Scale,
         near = min(max(at[0], box.left), box.right), min(max(at[1], box.top), box.bottom)
         if abs(near[0] - at[0]) + abs(near[1] - at[1]) > 16:
             picture.line(*at, *near, "leader")
-        picture.text((box.left + box.right) / 2, box.bottom - 3, name, f"label {point.kind}", "middle")
+        picture.text((box.left + box.right) / 2, box.bottom - 3, name, f"label halo {point.kind}", "middle")

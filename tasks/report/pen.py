@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-LETTER = 0.56  # mean width of a letter, in sizes of the font
+LETTER = 0.55  # mean width of a letter, in sizes of the font
 UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -128,7 +128,7 @@ def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
     return ticks(low, high, most) if len(inside) < 2 else inside[:: math.ceil(len(inside) / most)]
 
 
-def width_of(text: str, size: float = 12) -> float:
+def width_of(text: str, size: float = 13) -> float:
     """About how wide a text will be, in pixels."""
     return LETTER * size * len(text)
 

@@ -16,7 +16,7 @@ from tasks.report.pen import Box, Picture, Scale, clipped
 from tasks.report.turn import Turn
 from tasks.scoring.scorecards import Item
 
-MOST, LEAST = 14, 5
+MOST, LEAST, ENOUGH = 14, 5, 20
 RESAMPLES = 999
 WHOLE = "all requests"
 READABLE = {
@@ -49,13 +49,14 @@ def differences(turn: Turn) -> list[Difference]:
         if f.get("reference") == turn.reference.card.subject and f.get("difference") is not None
     }
     names = sorted({name for mine, _ in pairs for name in mine.slices} | {name for name in tested if name})
+    least = max(LEAST, min(ENOUGH, len(pairs) // 10))
     found = []
     for name in ("", *names):
         some = [pair for pair in pairs if not name or inside(pair[0], name)]
         margin = float(turn.spec["slice_margin" if name else "margin"])
         if gate := tested.get(name):
             found.append(Difference(name, len(some), gate["difference"], gate["low"], gate["high"], margin, True))
-        elif len(some) >= LEAST and (not name or len(some) < len(pairs)):
+        elif len(some) >= least and (not name or len(some) < len(pairs)):
             mine, theirs = map(list, zip(*some, strict=True))
             data = compared(metric, mine, theirs, RESAMPLES)
             low, high = data.bounds(float(turn.spec["confidence"]))
@@ -85,7 +86,7 @@ def intervals(found: Sequence[Difference], turn: Turn, wide: int) -> Markup:
     """A row a slice: its name, its interval, and how many items it has; the margins are lines down."""
     narrow = wide < 500
     step, top = (40 if narrow else 26), 34
-    left, right = (8, wide - 8) if narrow else (210, wide - 70)
+    left, right = (8, wide - 8) if narrow else (250, wide - 70)
     tall = top + step * len(found) + 34
     picture = Picture(wide, tall)
     room = Box(left, top, right, tall - 34)
@@ -124,9 +125,9 @@ def _margins(picture: Picture, found: Sequence[Difference], across: Scale, top: 
 
 def _row(picture: Picture, one: Difference, across: Scale, y: float, wide: int, narrow: bool) -> None:
     middle = y + (29 if narrow else 13)
-    name, weight = readable(one.name), "label strong" if not one.name else "label"
+    name, weight = readable(one.name), "label halo strong" if not one.name else "label halo"
     number = f"{one.items:,}" if one.name else f"n = {one.items:,}"
-    picture.text(0, y + 14 if narrow else middle + 4, clipped(name, 38 if narrow else 32), weight)
+    picture.text(0, y + 14 if narrow else middle + 4, clipped(name, 38 if narrow else 34), weight)
     picture.text(wide, y + 14 if narrow else middle + 4, number, "axis", "end")
     kind = "lost" if one.high < -one.margin else "worse" if one.low < -one.margin else "kept"
     said = f"{name}: {numbers.points(one.value)}, from {numbers.points(one.low)} to {numbers.points(one.high)}"

@@ -120,7 +120,7 @@ def timeline(found: Traffic, wide: int) -> Markup:
     upper = Box(left, 24, right, 140)
     picture = Picture(wide, tall)
     step = (right - left) / len(found.when)
-    thick = min(36.0, max(1.0, step - (2 if step > 5 else 0.5)))
+    thick = min(64.0, max(1.0, min(0.62 * step, step - 2) if step > 5 else step - 0.5))
     places = [left + (n + 0.5) * step for n in range(len(found.when))]
     _held(picture, found, upper, step, tall, left)
     _volume(picture, found, upper, places, thick, narrow)
@@ -148,7 +148,7 @@ def _held(picture: Picture, found: Traffic, upper: Box, step: float, tall: float
 def _volume(picture: Picture, found: Traffic, room: Box, places: Sequence[float], thick: float, narrow: bool) -> None:
     whole = [t + s for t, s in zip(found.teacher, found.students, strict=True)]
     up = Scale(0, max(whole) or 1, room.bottom, room.top)
-    for mark in up.ticks(4):
+    for mark in up.ticks(5):
         picture.line(room.left, up(mark), room.right, up(mark), "rule")
         picture.text(room.left - 6, up(mark) + 4, f"{mark:,.0f}", "axis", "end")
     for x, when, teacher, total in zip(places, found.when, found.teacher, whole, strict=True):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tasks.report import numbers
-from tasks.report.bill import bars, bill, saved
+from tasks.report.bill import bars, bill, saved, table
 from tasks.report.confusion import confusion, worst_of
 from tasks.report.curves import Learned, curve, learned
 from tasks.report.examples import examples, is_different, kind_of
@@ -73,7 +73,7 @@ def _bill(turn: Turn) -> dict[str, Any]:
     if spent := sum(u.get("cost_usd", 0.0) for u in use):
         said.append(f"This turn asked the teacher for {numbers.dollars(spent)}.")
     return {
-        "bill": lines,
+        "bill": table(lines),
         "saved": saved(turn),
         "bars": both(lambda wide: bars(lines, wide)),
         "bill_note": " ".join(said),
