@@ -119,17 +119,13 @@ def opinions_of(numbers: Sequence[int]) -> dict[int, list[str]]:
 
 
 def in_words(kind: str, value: Any) -> str:
-    comment = value.get("comment") if isinstance(value, dict) else None
+    """An opinion as a person would tell it; what a correction says is what was expected, and shown as that."""
     bare = value.get("value", value) if isinstance(value, dict) else value
     if kind == "thumb":
-        said = "thumb up" if bare == 1 else "thumb down"
-    elif kind == "rating":
-        said = f"rated {bare}"
-    elif kind == "label":
-        said = f"labelled {_clipped(str(bare))}"
-    else:
-        return "corrected" if kind == "correction" else kind
-    return f"{said}: {_clipped(comment)}" if isinstance(comment, str) and comment else said
+        return "thumb up" if bare == 1 else "thumb down"
+    if kind in ("rating", "label"):
+        return f"{'rated' if kind == 'rating' else 'labelled'} {_clipped(str(bare))}"
+    return "corrected" if kind == "correction" else kind
 
 
 def example(one: Held, opinions: list[str]) -> Example:
