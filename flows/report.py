@@ -25,9 +25,7 @@ def drawn(verdict_id: str) -> str | None:
         if in_flow_run():
             create_markdown_artifact(markdown(made), key="report", description=f"Report of {made['workload']}")
     except Exception as problem:
-        log.warning(
-            "no report of this turn: %s; `flywheel report --verdict %s` tries again", _line(problem), verdict_id
-        )
+        log.warning("no report of the turn: %s; `flywheel report --verdict %s` tries again", _line(problem), verdict_id)
         return None
     if made["problem"]:
         log.warning("the report has no copy in MLflow: %s", made["problem"])

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from infra import registry
@@ -16,8 +15,10 @@ from tasks.scoring.scorecards import score, write_items
 from tests.tasks.test_curate import put, question, record
 
 HOSTILE = (
-    "</style><script>window.hacked = 1</script> <img src=http://example.com/x.png onerror=window.hacked=1> "
-    "\"quotes\" 'and' &amp; \N{RIGHT-TO-LEFT OVERRIDE}שלום עולם العربية 🌱 " + "w" * 3000
+    "w"
+    * 3000
+    + " </style><script>window.hacked = 1</script> <img src=http://example.com/x.png onerror=window.hacked=1> "
+    "\"quotes\" 'and' &amp; \N{RIGHT-TO-LEFT OVERRIDE}שלום עולם العربية 🌱"
 )
 GATE = GateSpec(margin=0.2, min_holdout=10)
 TURN = dict[str, Any]
@@ -129,7 +130,3 @@ def judged(
         made, digest = candidate(dataset_id, folder.name, name)
         scored(dataset_id, f"candidate:{made}", more, digest, text, **extra)
     return release(dataset_id, gate, flow_run_id="run-1")
-
-
-def forgotten_files(home: Path) -> bytes:
-    return b"".join(file.read_bytes() for file in sorted(home.rglob("*.html")))
