@@ -31,12 +31,13 @@ COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what i
     "evaluate": ("flows.evaluate:evaluate", "score teacher, champion and candidates on the holdout"),
     "release": ("flows.release:release", "gate the candidates and promote one, or --rollback"),
     "redeploy": ("flows.redeploy:redeploy", "make the gateway serve the champion"),
+    "report": ("flows.report:report", "write a turn's report, or with --turns the page that compares them; --open"),
     "prune": ("flows.prune:prune", "delete what is older than a date, but for what datasets were made of"),
     "forget": ("flows.forget:forget", "erase a client or an interaction, and mark what was made of it"),
     "up": ("flows.up:up", "start Prefect, MLflow, the gateway and the schedule; Ctrl-C stops them"),
     "demo": ("flows.demo:demo", "a day at the simulated shop, and one turn of the wheel"),
 }
-SINGLE = {"ingest", "traffic", "curate", "distill", "quantize", "evaluate", "release", "redeploy", "prune"}
+SINGLE = {"ingest", "traffic", "curate", "distill", "quantize", "evaluate", "release", "redeploy", "report", "prune"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from flows.ingest import ingest_stage
 from flows.quantize import quantize_stage
 from flows.redeploy import redeploy_stage
 from flows.release import decide, plan_stage
+from flows.report import drawn
 from flows.stage import aligned
 from infra.rollout.spec import RolloutSpec
 from infra.settings import SetupError, settings
@@ -81,14 +82,16 @@ def flywheel(
     result = decide(dataset["dataset_id"], gate, rollout)
     if result["outcome"] == "promote":
         result["served"] = redeploy_stage(workload)
+    result["report"] = drawn(result["verdict"])
     return {**result, "dataset": dataset, "plan": planned, "students": students, "no_classifier": without}
 
 
 def render(result: dict[str, Any]) -> str:
-    """What the student learned from, the scorecards as a table, and the verdict with its reasons."""
+    """What the student learned from, the scorecards as a table, the verdict with its reasons, where the report is."""
     from tasks.release import scorecard_table, verdict_markdown
 
-    return "\n".join([*learned(result), *aligned(scorecard_table(result))]) + "\n\n" + verdict_markdown(result)
+    told = "\n".join([*learned(result), *aligned(scorecard_table(result))]) + "\n\n" + verdict_markdown(result)
+    return told + (f"\nReport: {result['report']}" if result.get("report") else "")
 
 
 def learned(result: dict[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ def render(found: dict[str, Any]) -> str:
     for key, what in {
         "interactions": "interactions", "feedback": "pieces of feedback", "quarantine": "records in quarantine",
         "spool": "lines of the gateway's spool", "answers": "answers in scorecards",
+        "reports": "reports, made again without it",
     }.items():  # fmt: skip
         said.append(f"  {found[key]:>8,} {what}")
     said += [f"  dataset {d['dataset_id']} of {d['workload']}: {d['forgotten']:,} rows" for d in found["datasets"]]

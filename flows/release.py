@@ -7,6 +7,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 import tasks.gate.plan
 import tasks.release
+from flows.report import drawn
 from flows.stage import in_flow_run, stage
 from infra.rollout.spec import RolloutSpec
 from tasks.evaluate import EvaluateSpec
@@ -47,7 +48,10 @@ def release(
     if rollback:
         return rollback_stage(workload)
     dataset_id = tasks.release.newest_dataset(workload)
-    return plan_stage(dataset_id, gate, EvaluateSpec()) if plan else decide(dataset_id, gate, rollout)
+    if plan:
+        return plan_stage(dataset_id, gate, EvaluateSpec())
+    result = decide(dataset_id, gate, rollout)
+    return {**result, "report": drawn(result["verdict"])}
 
 
 def render(result: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ def main() -> None:
     from flows.quantize import quantize
     from flows.redeploy import redeploy
     from flows.release import release
+    from flows.report import report
     from flows.traffic import traffic
 
     # One turn at a time: two would train on the same night's traffic and race for the alias.
@@ -36,7 +37,7 @@ def main() -> None:
             description="Turns the wheel of one workload: **Run → Custom run**.",
         ),
     ]  # fmt: skip
-    single = (ingest, traffic, curate, distill, quantize, evaluate, release, redeploy, prune)
+    single = (ingest, traffic, curate, distill, quantize, evaluate, release, redeploy, report, prune)
     stages: list[Any] = [f.to_deployment(f.name, entrypoint_type=module, tags=["flywheel"]) for f in single]
     serve(*wheels, *stages, pause_on_shutdown=False, print_starting_message=False)
 

@@ -37,7 +37,7 @@ def traffic(
 
 def publish() -> None:
     """Leave the traffic as a table and a plot on the page of the run that this is called in."""
-    from tasks.chart import picture
+    from tasks.report.workloads import picture
 
     found = traffic_stage()
     create_table_artifact(page_rows(found), key="traffic", description="Traffic by workload")

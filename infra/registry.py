@@ -109,7 +109,7 @@ def register(
         labels = {**tags, HASH: digest, "workload": workload}
         if adapter is not None:
             labels[ADAPTER_HASH] = artifact_hash(adapter)
-        run_id = client.create_run(_experiment(client, workload), tags=labels, run_name=run_name).info.run_id
+        run_id = client.create_run(experiment_of(client, workload), tags=labels, run_name=run_name).info.run_id
         try:
             for name, document in (documents or {}).items():
                 client.log_dict(run_id, document, name)
@@ -287,7 +287,8 @@ def _model(workload: str) -> str:
     return quote(workload, safe=" !#$&()*+,;=@[]{}~")
 
 
-def _experiment(client: Any, workload: str) -> str:
+def experiment_of(client: Any, workload: str) -> str:
+    """Id of the experiment that the runs of a workload are in."""
     name = f"flywheel {workload}"
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tasks.dataset.frozen import Dataset
 
 Progress = Callable[[int, int, str], None]
+CURVES = "training.json"  # in a student's folder: {loss: [[step, loss], ...], validation: [...]}
 
 
 def distill(
@@ -66,6 +67,8 @@ def _train(dataset: "Dataset", spec: StudentSpec, folder: Path, progress: Progre
     for made in (work, partial):
         made.mkdir(parents=True, exist_ok=True)
     report = {"dataset_id": dataset.id, **spec.train(dataset, partial, work, progress)}
+    curves = {"loss": report.pop("curve", []), "validation": report["history"]}
+    (partial / CURVES).write_text(json.dumps(curves))
     manifest = json.loads((partial / "flywheel.json").read_text()) | {
         "workload": dataset.workload, "prefix": dataset.prefix.to_json() if dataset.prefix else None,
         "dataset_id": dataset.id, "student_id": folder.name,

@@ -2,9 +2,9 @@
 
 Erased are interactions, what was said of them, what a teacher answered when it was asked about them again, what a
 student in shadow would have answered, quarantined records that name them, their rows in datasets and scorecards, and
-their lines in the gateway's spool. A dataset keeps its id, by which students and verdicts know it; its report gets
-`forgotten`, and each registered version that was trained on it the tag `flywheel.forgotten`. The counts and metrics
-that were made before stay: they name no one.
+their lines in the gateway's spool; reports that could quote them are made again. A dataset keeps its id, by which
+students and verdicts know it; its report gets `forgotten`, and each registered version that was trained on it the tag
+`flywheel.forgotten`. The counts and metrics that were made before stay: they name no one.
 
 The order makes it safe to be killed: first the tombstones (infra/database/forgotten.py), so that nothing comes back,
 then the files, then the marks, and last the rows, by which another run finds what is left to do. It is not a Prefect
@@ -41,6 +41,7 @@ from infra.privacy.redaction import redactor
 from infra.settings import SetupError
 from tasks.dataset.frozen import SPLITS
 from tasks.erasure import NAMES, digest_of, erase_spooled, held, names, rewritten, spooled
+from tasks.report.erased import erase_from_reports
 
 Progress = Callable[[int, int, str], None]
 BATCH = 1000
@@ -103,7 +104,8 @@ def forget(
 
     Returns:
         How many `interactions`, `feedback`, `quarantine` (records), `spool` (lines) and `answers` (of scorecards) were
-        erased; `datasets` and `versions` that held some of it; and what `remains`. Of a dry run, what would be.
+        erased; `reports` that were made again; `datasets` and `versions` that held some of it; and what `remains`. Of a
+        dry run, what would be.
 
     Raises:
         SetupError: Neither is given, or both; or MLflow cannot be reached, and then the rows are still there.
@@ -121,6 +123,7 @@ def forget(
     found["spool"] = erase_spooled(lambda record, line: _about(target, record, line), dry_run)
     found["datasets"] = [erase_from(dataset, target, dry_run) for dataset in datasets_with(target)]
     found["answers"] = sum(dataset.pop("answers") for dataset in found["datasets"])
+    found["reports"] = erase_from_reports([dataset["dataset_id"] for dataset in found["datasets"]], dry_run)
     found["versions"] = mark_versions({d["dataset_id"]: d["forgotten"] for d in found["datasets"]}, dry_run)
     found["feedback"] = erase_rows(target, dry_run, progress)
     kind = "interaction" if client is None else "client"

@@ -42,8 +42,9 @@ def release(
     scorecards changes nothing.
 
     Returns:
-        workload, dataset_id, outcome, reference (what serves), references, winner, version, reasons, margin,
-        confidence, yardsticks, looks and their budget, notes, steps (of the rollout), and a row a model.
+        workload, dataset_id, outcome, verdict (the winner's id, or a candidate's), reference (what serves), references,
+        winner, version, reasons, margin, confidence, yardsticks, looks and their budget, notes, steps (of the rollout),
+        and a row a model.
 
     Raises:
         SetupError: The dataset is unknown or has no candidates, or MLflow cannot be reached.
@@ -67,7 +68,7 @@ def release(
     budget = dataset.spec.get("looks", looks.BUDGET)
     verdicts = _judged(dataset, candidates, references, spec, budget)
     passed = [card for card, judgement in verdicts if judgement.outcome == PROMOTE]
-    winner = _best(passed) if passed else None
+    winner = best(passed) if passed else None
     versions: dict[str, tuple[str, str]] = {}
     for done, (card, judgement) in enumerate(verdicts):
         if progress:
@@ -82,6 +83,7 @@ def release(
     outcome = PROMOTE if winner else REJECT if set(outcomes) == {REJECT} else INCONCLUSIVE
     return {
         "workload": dataset.workload, "dataset_id": dataset_id, "outcome": outcome,
+        "verdict": verdict_id(dataset_id, winner or candidates[0], references, spec),
         "reference": references[0].subject, "references": [card.subject for card in references],
         "winner": winner.name if winner else None, "version": versions[winner.subject][0] if winner else None,
         "reasons": [f"{card.name}: {j.outcome}; {reason}" for card, j in verdicts for reason in j.reasons],
@@ -173,7 +175,7 @@ def newest_dataset(workload: str) -> str:
     raise SetupError(f"workload {workload!r} has no dataset; {have}; `flywheel curate --workload NAME` makes one")
 
 
-def _best(passed: Sequence[Card]) -> Card:
+def best(passed: Sequence[Card]) -> Card:
     """The cheapest of those that passed; of those that cost as much, as far as a clock can tell, the one most right."""
     seconds = {card.subject: math.inf if card.seconds is None else card.seconds for card in passed}
     enough = ALIKE * min(seconds.values())

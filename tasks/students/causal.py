@@ -159,7 +159,7 @@ class Causal:
         return {
             **prompt_tokens(tokenizer, dataset, rows), "base": self.path, "examples": len(train),
             "too_long": len(rows) - len(train), "steps": trainer.step, "history": trainer.history,
-            **desk.report, "processes": processes.num_processes,
+            "curve": trainer.curve.points, **desk.report, "processes": processes.num_processes,
             "max_tokens": 2 * max(len(e.ids) - e.prompt for e in train),
         }  # fmt: skip
 

@@ -111,6 +111,7 @@ class Classifier:
         return {
             "base": self.path, "labels": len(labels), "examples": len(kept), "doubted": len(train) - len(kept),
             "rare": len(rows) - len(train), "steps": trainer.step, "history": trainer.history,
+            "curve": trainer.curve.points,
             "temperature": round(warmth, 3),
         }  # fmt: skip
 

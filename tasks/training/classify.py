@@ -19,6 +19,7 @@ validation rows (Guo et al. 2017, On Calibration of Modern Neural Networks, sect
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.engines.labels import Reader
+from tasks.training.curve import Curve
 from tasks.training.encoder import Classifying
 from tasks.training.examples import plan
 from tasks.training.loop import pace, write_tensors
@@ -66,6 +68,7 @@ class ClassifierTrainer:
     Attributes:
         history: The validation loss and the share of right answers after each epoch, first those of the probe. The
             loss is of labels that are not smoothed and at the best temperature, as it will be when calibrated.
+        curve: The loss of training on the way.
     """
 
     def __init__(self, model: Classifying, spec: "Classifier", work: Path, reader: Reader) -> None:
@@ -76,6 +79,7 @@ class ClassifierTrainer:
         self.device = next(model.parameters()).device
         self.step = 0
         self.history: list[dict[str, float]] = []
+        self.curve = Curve()
 
     def loss(self, group: Sequence[Text]) -> Tensor:
         """The weighted mean over a batch."""
@@ -100,6 +104,7 @@ class ClassifierTrainer:
         spec = self.spec
         epochs = plan(lambda _: train, spec.batch_tokens, spec.seed, spec.epochs, max_steps=0, packed=False)
         total, done = sum(map(len, epochs)), 0
+        self.curve = Curve.over(total)
         self.restore()
         if not self.history:
             self.remember(0, validation or train[:AT_ONCE])
@@ -118,6 +123,7 @@ class ClassifierTrainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 self.step = done
+                self.curve.note(done, loss.item())
                 if done % spec.checkpoint_steps == 0:
                     self.save()
                 if progress:
@@ -139,7 +145,9 @@ class ClassifierTrainer:
         logits, labels = self.logits(validation), torch.tensor([text.label for text in validation])
         loss = functional.cross_entropy(logits / temperature(logits, labels), labels).item()
         right = (logits.argmax(-1) == labels).float().mean().item()
-        self.history.append({"epoch": epoch, "validation_loss": round(loss, 5), "right": round(right, 4)})
+        self.history.append(
+            {"epoch": epoch, "step": self.step, "validation_loss": round(loss, 5), "right": round(right, 4)}
+        )
         self.save()
 
     def save(self) -> None:
@@ -148,7 +156,7 @@ class ClassifierTrainer:
             tensors[name] = parameter
             if self.step:
                 tensors |= {f"{state}|{name}": self.optimizer.state[parameter][state] for state in STATES}
-        state = {"step": self.step, "history": self.history}
+        state = {"step": self.step, "history": self.history, "curve": asdict(self.curve)}
         write_tensors(tensors, self.work / "checkpoint.safetensors", {"state": json.dumps(state)})
 
     def restore(self) -> None:
@@ -162,6 +170,7 @@ class ClassifierTrainer:
             state = json.loads(stored.metadata()["state"])
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no iterator)
         self.step, self.history = state["step"], state["history"]
+        self.curve = Curve(**state["curve"]) if "curve" in state else self.curve
         for name, parameter in self.trained.items():
             parameter.data.copy_(tensors[name])
             if not self.step:

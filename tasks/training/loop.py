@@ -17,12 +17,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from infra.settings import SetupError
 from tasks.lessons.imitation import imitate
 from tasks.lessons.lesson import Loss, Teach
+from tasks.training.curve import Curve
 from tasks.training.examples import Example, plan, schedule, share
 from tasks.training.hard import redrawn, unlearned
 from tasks.training.mentions import Vary
@@ -69,7 +71,8 @@ class Trainer:
     Attributes:
         adapter: What is trained, by name.
         packed: Whether the sequences of a batch are one row.
-        history: The validation loss after each epoch.
+        history: The validation loss after each epoch, and the step that it ended with.
+        curve: The lesson's loss on the way.
         hard: Rows that are drawn more often in this epoch.
     """
 
@@ -94,6 +97,7 @@ class Trainer:
         self.step = 0
         self.best = math.inf
         self.history: list[dict[str, float]] = []
+        self.curve = Curve()
         self.hard: list[int] = []
 
     def validate(self, examples: Sequence[Example]) -> float:
@@ -119,6 +123,7 @@ class Trainer:
         seen = vary or (lambda _: train)
         epochs = plan(seen, spec.batch_tokens, spec.seed, spec.epochs, spec.max_steps, self.packed)
         total, done = sum(map(len, epochs)), 0
+        self.curve = Curve.over(total)
         self.restore()
         self.model.train()
         for epoch, groups in enumerate(epochs):
@@ -132,6 +137,7 @@ class Trainer:
                     continue
                 loss = self.learn(group, done / total)
                 self.step = done
+                self.curve.note(done, loss)
                 if done % spec.checkpoint_steps == 0:
                     self.save()
                 if progress:
@@ -180,7 +186,7 @@ class Trainer:
 
     def remember(self, epoch: int, loss: float) -> None:
         """Note an epoch's validation loss; keep its adapter if it is the best so far."""
-        self.history.append({"epoch": epoch + 1, "validation_loss": round(loss, 5)})
+        self.history.append({"epoch": epoch + 1, "step": self.step, "validation_loss": round(loss, 5)})
         if loss < self.best:
             self.best = loss
             if self.processes.is_main_process:
@@ -195,6 +201,7 @@ class Trainer:
             tensors[name] = parameter
             tensors |= {f"{kind}|{name}": tensor for kind, tensor in self.optimizer.state[parameter].items()}
         state = {"step": self.step, "best": self.best, "history": self.history, "hard": self.hard}
+        state["curve"] = asdict(self.curve)
         write_tensors(tensors, self.work / "checkpoint.safetensors", {"state": json.dumps(state)})
 
     def restore(self) -> None:
@@ -213,6 +220,7 @@ class Trainer:
                 tensor.copy_(tensors[f"{kind}|{name}"])
         self.step, self.best = state["step"], state["best"]
         self.history, self.hard = state["history"], state["hard"]
+        self.curve = Curve(**state["curve"]) if "curve" in state else self.curve
 
 
 def imitation_loss(model: Any, groups: Sequence[Sequence[Example]]) -> Loss:
