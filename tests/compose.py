@@ -19,7 +19,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "infra" / "compose.yaml"
-PATIENCE = 300.0
+PATIENCE = 600.0
 
 
 def compose(**variables: str) -> dict[str, Any]:

@@ -125,3 +125,27 @@ def test_secrets_are_long_their_own_and_never_made_twice(secrets: Path) -> None:
     assert same == {"s3_user", "teacher_key"}
     for name in ("postgres_password", "s3_password", "redaction_key", "webhook_secret", "grafana_password"):
         assert len(content[name]) >= 32
+
+
+def enter(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The image's entry point before a program that shows its environment."""
+    command = ["sh", str(ROOT / "infra" / "entrypoint.sh"), "env"]
+    return subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", **environment})
+
+
+def test_the_entry_point_gives_a_program_what_stands_in_the_file(tmp_path: Path) -> None:
+    odd = "admin:a$b`c\"d'e f\\g"
+    (tmp_path / "auth").write_text(f"{odd}\n")
+    shown = enter(
+        tmp_path, PREFECT_API_AUTH_STRING_FILE=str(tmp_path / "auth"), FLYWHEEL_TOKENS_FILE="/left/alone"
+    ).stdout
+    assert f"PREFECT_API_AUTH_STRING={odd}" in shown.splitlines()
+    assert "PREFECT_API_AUTH_STRING_FILE" not in shown and "FLYWHEEL_TOKENS_FILE=/left/alone" in shown
+
+
+def test_the_entry_point_starts_nothing_without_the_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for file in (tmp_path / "missing", tmp_path / "empty"):
+        refused = enter(tmp_path, MLFLOW_BACKEND_STORE_URI_FILE=str(file))
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert str(file) in refused.stderr and len(refused.stderr.splitlines()) == 1
