@@ -62,7 +62,9 @@ class Topology:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def home(self, service: str) -> Path:
-        return self.folder / service / "home"
+        """The folder in place of the volume at /var/lib/flywheel; of its own where a service has none."""
+        volumes = [v.partition(":") for v in self.services[service].get("volumes", [])]
+        return self.folder / next((name for name, _, at in volumes if at == "/var/lib/flywheel"), f"{service}/home")
 
     def address(self, service: str) -> str:
         (port,) = [port for name, port in self.ports.items() if name.startswith(f"{service}:")]

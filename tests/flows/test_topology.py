@@ -24,7 +24,7 @@ from tests.conftest import cluster
 from tests.mlflow_server import free_port, started
 from tests.shop_log import WORKLOAD, write_log
 
-INNER = ("prefect:4200", "mlflow:5000", "gateway:8080", "worker:8081", "minio:9000")
+INNER = ("prefect:4200", "mlflow:5000", "gateway:8080", "worker-cpu:8081", "worker-gpu:8081", "minio:9000")
 # A margin this wide promotes whatever was made: this is about the way, not about the student.
 TURN = {
     "workload": WORKLOAD,
@@ -32,7 +32,6 @@ TURN = {
     "candidates": [{"method": {"name": "rtn", "bits": 8}}, {"method": {"name": "rtn", "bits": 4}}],
     "gate": {"margin": 0.99, "min_holdout": 10},
 }
-POOL = "flywheel-cpu"
 
 
 class House:
@@ -62,7 +61,8 @@ class House:
             lambda: s if (s := self.prefect.get(f"/flow_runs/{run}").json()["state"])["type"] in
             ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
         )  # fmt: skip
-        assert state["type"] == "COMPLETED", f"{state}\n{self.topology.said('worker')}"
+        said = [self.topology.said(service) for service in self.topology.running if service.startswith("worker")]
+        assert state["type"] == "COMPLETED", "\n".join([str(state), *said])
         return dict(state)
 
     def eventually(self, ready: Callable[[], Any]) -> Any:
@@ -115,14 +115,15 @@ def house(tmp_path_factory: pytest.TempPathFactory, bucket: Any) -> Iterator[Hou
         psql = [str(postgres.programs / "psql"), "-v", "ON_ERROR_STOP=1", "-f", str(secrets / "roles.sql")]
         subprocess.run([*psql, postgres.url.format("postgres")], check=True, capture_output=True)
         with Topology(folder, secrets, ports, FLYWHEEL_TEACHER="").ends() as topology:
-            use_present_pools(topology)
+            polling = workers(topology)
             topology.completed("migrate")
             for service in ("prefect", "mlflow", "gateway"):
                 topology.start(service)
             topology.healthy("prefect", "mlflow")
             topology.completed("deployments")
-            topology.start("worker")
-            topology.healthy("worker")
+            for service in polling:
+                topology.start(service)
+            topology.healthy(*polling)
             ready_or_alive(topology)
             yield House(topology)
 
@@ -135,15 +136,16 @@ def ready_or_alive(topology: Topology) -> None:
     topology.healthy("gateway")
 
 
-def use_present_pools(topology: Topology) -> None:
-    """Make and poll the pools that infra/prefect.yaml names."""
-    pools = {
-        one["work_pool"]["name"] for one in yaml.safe_load((ROOT / "infra/prefect.yaml").read_text())["deployments"]
-    }
-    if POOL not in pools:
-        for service in ("worker", "deployments"):
-            command = topology.services[service]["command"]
-            topology.services[service]["command"] = [part.replace(POOL, min(pools)) for part in command]
+def workers(topology: Topology) -> list[str]:
+    """The services that poll the pools of infra/prefect.yaml; where that has but one, of another name, one polls it."""
+    deployments = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())["deployments"]
+    pools = {one["work_pool"]["name"] for one in deployments}
+    if pools == {"flywheel-cpu", "flywheel-gpu"}:
+        return ["worker-cpu", "worker-gpu"]
+    for service in ("worker-cpu", "deployments"):
+        command = topology.services[service]["command"]
+        topology.services[service]["command"] = [part.replace("flywheel-cpu", min(pools)) for part in command]
+    return ["worker-cpu"]
 
 
 def test_before_the_first_turn_there_is_nobody_to_answer(house: House) -> None:
@@ -166,7 +168,7 @@ def test_a_turn_on_the_worker_ends_with_the_gateway_serving_from_the_store(house
     stored = [one["Key"] for one in bucket.list_objects_v2(Bucket="mlflow")["Contents"]]
     models = [key for key in stored if key.startswith("artifacts/") and key.endswith("model/model.gguf")]
     assert len(models) == 2, stored
-    homes = [house.topology.home(service) for service in ("worker", "gateway")]
+    homes = [house.topology.home(service) for service in ("worker-cpu", "gateway")]
     assert not (homes[0] / "mlflow-artifacts").exists() and not (homes[0] / "mlflow.db").exists()
     (fetched,) = homes[1].glob("serving/*/*/model.gguf")
     sizes = {key: bucket.head_object(Bucket="mlflow", Key=key)["ContentLength"] for key in models}

@@ -17,6 +17,7 @@ from tests.compose import ROOT, compose
 
 K8S = ROOT / "infra" / "k8s"
 OVERLAYS = ("base", "overlays/cpu", "overlays/gpu")
+POOLS = {"cpu": K8S / "base" / "pool.json", "gpu": K8S / "overlays" / "gpu" / "pool-gpu.json"}
 VERSIONS = ("1.31", "1.37")
 Manifest = dict[str, Any]
 
@@ -41,7 +42,7 @@ def pods(overlay: str) -> dict[str, Manifest]:
 
 def job(kind: str) -> Manifest:
     """The Job that the worker makes of a flow run, by its pool's template and the defaults of its form."""
-    template = json.loads((K8S / "base" / f"pool-{kind}.json").read_text())
+    template = json.loads(POOLS[kind].read_text())
     given = {name: one.get("default") for name, one in template["variables"]["properties"].items()}
     given |= {"name": "turn", "command": ["prefect", "flow-run", "execute"], "env": [], "image": "flywheel:1"}
 
@@ -71,10 +72,18 @@ def test_a_flow_runs_job_is_what_kubernetes_takes_and_what_the_worker_reads(kind
     made = job(kind)
     validate(made, VERSIONS[-1], strict=True)
     worker = pytest.importorskip("prefect_kubernetes.worker")
-    template = json.loads((K8S / "base" / f"pool-{kind}.json").read_text())
+    template = json.loads(POOLS[kind].read_text())
     default = worker.KubernetesWorker.get_default_base_job_template()
     assert default["variables"]["properties"].keys() <= template["variables"]["properties"].keys()
     assert default["job_configuration"].keys() == template["job_configuration"].keys()
+
+
+def test_each_overlay_has_the_pools_that_it_should() -> None:
+    cpu, gpu = (json.loads(POOLS[kind].read_text()) for kind in ("cpu", "gpu"))
+    for overlay, second in zip(OVERLAYS, (cpu, cpu, gpu), strict=True):
+        (data,) = [m["data"] for m in built(overlay) if m["metadata"]["name"] == "pools"]
+        pools = {name: json.loads(text) for name, text in data.items()}
+        assert pools == {"pool-cpu.json": cpu, "pool-gpu.json": second}, overlay
 
 
 def test_the_gpu_pool_asks_for_nodes_with_gpus_and_the_other_does_not() -> None:
