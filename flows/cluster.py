@@ -27,7 +27,7 @@ from prefect.settings import get_current_settings
 from prefect.utilities.callables import get_call_parameters
 
 from flows.stage import Bar
-from infra.settings import SetupError, settings
+from infra.settings import Settings, SetupError, from_files, settings
 
 GIVEN = ("FLYWHEEL_", "PREFECT_")  # beginnings of variables that the calls take along, ...
 SHOWN = (  # ... and of those that Ray may show
@@ -152,6 +152,9 @@ def given() -> dict[str, str]:
     """The settings, Prefect's among them, that a stage must find wherever it runs."""
     found = environment(GIVEN)
     found.pop("FLYWHEEL_RAY", None)
+    for name, value in from_files(Settings.model_fields).items():  # which other machines do not have
+        del found[f"FLYWHEEL_{name.upper()}_FILE"]
+        found[f"FLYWHEEL_{name.upper()}"] = value
     return {**found, "FLYWHEEL_HOME": str(settings().home), "FLYWHEEL_THREADS": str(settings().threads or 1)}
 
 

@@ -105,6 +105,11 @@ def announce(addresses: dict[str, str]) -> Path:
     return path
 
 
+def gateway() -> str | None:
+    """The address of the gateway: FLYWHEEL_GATEWAY, else that which runs on this home now; None if none does."""
+    return settings().gateway.rstrip("/") or running().get("gateway")
+
+
 def running() -> dict[str, str]:
     """The addresses of what `flywheel up` runs on this home now; empty if it does not."""
     try:

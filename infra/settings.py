@@ -1,15 +1,21 @@
 """Everything read from the environment, once.
 
 Each setting is `FLYWHEEL_` and its name in capitals. Without any, all lives in one folder and no server is needed.
+
+With `_FILE` behind its name each is read from a file instead (FLYWHEEL_TOKENS_FILE=/run/secrets/tokens), as
+PostgreSQL's image and others do it: whoever may inspect a container sees its environment, and not its secrets. White
+space at the end of the file is left off. A setting that is given both ways is a mistake, as is a file that cannot be
+read. pydantic-settings' own `secrets_dir` was left: a file that is missing there is silence, and the default serves.
 """
 
 import contextlib
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 SEEDLING = Path(__file__).parent / "seedling" / "models"
 
@@ -60,6 +66,9 @@ class Settings(BaseSettings):
         SecretStr(""), description="Key of the pseudonyms of what was redacted. Default: a file in the home"
     )
     host: str = Field("127.0.0.1", description="What the servers bind to")
+    gateway: str = Field(
+        "", description="http(s)://... of the gateway, where it runs on another machine. Default: the one of this home"
+    )
     gateway_port: int = Field(8080, ge=1, le=65535, description="The gateway's port")
     server: str = Field(
         "", description="http(s)://.../v1 of a server that runs the students. Default: they run in the gateway"
@@ -88,6 +97,17 @@ class Settings(BaseSettings):
         "", description="Ray cluster that stages fan out to: `host:6379`, `ray://host:10001`, `auto`. Default: none"
     )
     threads: int = Field(0, ge=0, description="Threads for training and serving; 0 takes the idle cores")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, InitSettingsSource(settings_cls, from_files(settings_cls.model_fields))
 
     @field_validator("home")
     @classmethod
@@ -119,6 +139,30 @@ class Settings(BaseSettings):
         # one. This process and those it started do not count: they wait while it computes.
         ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, round(ours - _busy_cores_of_others(0.4)))
+
+
+def from_files(names: Iterable[str]) -> dict[str, str]:
+    """What stands in the files that `FLYWHEEL_{NAME}_FILE` name, by setting.
+
+    Raises:
+        SetupError: One cannot be read, or its setting is given by value as well.
+    """
+    found = {}
+    for name in names:
+        by_value = f"FLYWHEEL_{name.upper()}"
+        by_file = f"{by_value}_FILE"
+        if not (file := os.environ.get(by_file)):
+            continue
+        if os.environ.get(by_value):
+            raise SetupError(f"{by_value} and {by_file} are both set; unset one of them")
+        try:
+            found[name] = Path(file).read_text().rstrip()
+        except (OSError, UnicodeDecodeError) as problem:
+            why = problem.strerror if isinstance(problem, OSError) else "it is no text"
+            raise SetupError(
+                f"{by_file} names {file!r}, which cannot be read: {why}; make it, or unset {by_file}"
+            ) from problem
+    return found
 
 
 def _busy_cores_of_others(seconds: float) -> float:

@@ -42,6 +42,13 @@ def connected(uri: str) -> Iterator[Any]:
 
     try:
         yield _client(uri)
+    except ModuleNotFoundError as problem:
+        if problem.name != "boto3":
+            raise
+        raise SetupError(
+            f"MLflow at {shown(uri)!r} keeps its files in S3, which needs boto3; pip install 'flywheel[s3]', or start "
+            "the server with --artifacts-destination, and they go through it"
+        ) from problem
     except (MlflowException, RequestException, SQLAlchemyError) as problem:
         first = str(problem).strip().splitlines()[0][:200]
         raise SetupError(f"MLflow at {shown(uri)!r} failed ({first}); {_way_out(uri)}") from problem

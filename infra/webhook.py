@@ -4,11 +4,14 @@ MLflow signs as Standard Webhooks does: `X-MLflow-Signature: v1,<base64 of HMAC-
 `<X-MLflow-Delivery-Id>.<X-MLflow-Timestamp>.<body>`, the time in seconds. A retry repeats all three, so a delivery's id
 is taken once, by a row of the database, which outlives a restart; rows go when their time alone would be refused. The
 event is a hint to look, no more: what serves is what the registry says, and whoever could forge one could make us look.
+
+`python -m infra.webhook` has the MLflow server of FLYWHEEL_MLFLOW call the gateway of FLYWHEEL_GATEWAY.
 """
 
 import base64
 import hmac
 import os
+import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -19,8 +22,8 @@ from sqlalchemy.exc import IntegrityError
 from infra.database.session import session
 from infra.database.tables import Delivery, now
 from infra.home_key import home_key
-from infra.settings import settings
-from infra.tracking import connected
+from infra.settings import SetupError, settings
+from infra.tracking import connected, shown
 
 PATH = "/v1/registry"
 NAME = "flywheel-gateway"
@@ -117,3 +120,22 @@ def give_back(delivery: str) -> None:
     """Let MLflow try a delivery again, of which nothing came."""
     with session() as db:
         db.execute(delete(Delivery).where(Delivery.id == delivery))
+
+
+def main() -> int:
+    try:
+        chosen = settings()
+        if not (chosen.gateway and chosen.mlflow.startswith("http")):
+            raise SetupError(
+                f"FLYWHEEL_GATEWAY {chosen.gateway!r} and FLYWHEEL_MLFLOW {shown(chosen.mlflow)!r} must both be http(s)://..."
+            )
+        subscribe(chosen.mlflow, chosen.gateway.rstrip("/"))
+    except SetupError as problem:
+        print(f"flywheel: {problem}", file=sys.stderr)
+        return 2
+    print(f"{shown(chosen.mlflow)} calls {chosen.gateway.rstrip('/')}{PATH} when an alias is moved")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

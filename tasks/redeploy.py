@@ -53,10 +53,10 @@ def redeploy(
         chosen = registry.champion(workload)
     if chosen is None and not abort:
         raise SetupError(f"{workload!r} has no champion; turn its wheel: flywheel run --workload {workload}")
+    from infra import servers
     from infra.rollout.story import story
-    from infra.servers import running
 
-    gateway = running().get("gateway")
+    gateway = servers.gateway()
     result: dict[str, Any] = {
         "workload": workload,
         "version": None,

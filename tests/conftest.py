@@ -51,18 +51,22 @@ def home(tmp_path: Path) -> Iterator[Path]:
 class Cluster:
     """A private PostgreSQL cluster, reached by a socket: `url` has `{}` for the database's name.
 
+    With a port it is on the loopback address too, where it asks for passwords.
     The clients of a restarted one wait or fail as with any other; nothing of it is synced to the disk.
     """
 
-    def __init__(self, programs: Path, folder: Path) -> None:
-        self.programs, self.folder = programs, folder
-        self.url = f"postgresql://postgres@/{{}}?host={folder}"
-        self.run("initdb", "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8")
+    def __init__(self, programs: Path, folder: Path, port: int | None = None) -> None:
+        self.programs, self.folder, self.port = programs, folder, port or 5432
+        self.listens = "127.0.0.1" if port else ""
+        self.url = f"postgresql://postgres@/{{}}?host={folder}&port={self.port}"
+        trust = ("--auth-local=trust", "--auth-host=scram-sha-256")
+        self.run("initdb", "-U", "postgres", *trust, "--no-sync", "-E", "UTF8")
         self.control("start")
 
     def control(self, action: str) -> None:
         """`pg_ctl` start, stop or restart; without asking those who are connected."""
-        options = f"-c listen_addresses='' -k {self.folder} -c fsync=off -c max_connections=60"
+        where = f"-c listen_addresses='{self.listens}' -c port={self.port} -k {self.folder}"
+        options = f"{where} -c fsync=off -c max_connections=60"
         begin = ["-l", str(self.folder / "log"), "-o", options] if action != "stop" else []
         end = ["-m", "immediate"] if action != "start" else []
         self.run("pg_ctl", "-w", *begin, *end, action)
@@ -75,7 +79,7 @@ class Cluster:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(port: int | None = None) -> Iterator[Cluster]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("no PostgreSQL: `apt-get install postgresql` (in /usr/lib/postgresql)")
@@ -83,7 +87,7 @@ def cluster() -> Iterator[Cluster]:
     if os.geteuid() == 0:
         shutil.chown(folder, "postgres")
     try:
-        made = Cluster(found[-1].parent, folder)
+        made = Cluster(found[-1].parent, folder, port)
         try:
             yield made
         finally:

@@ -98,3 +98,9 @@ def test_the_server_s_key_is_one_that_mlflow_takes_and_stays(tmp_path: Path, mon
         assert webhook.server_environment()[name] == key
         monkeypatch.setenv(name, "a person's own")
         assert name not in webhook.server_environment()
+
+
+def test_who_is_to_call_whom_must_both_be_told(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert webhook.main() == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "FLYWHEEL_GATEWAY ''" in said and "FLYWHEEL_MLFLOW ''" in said
