@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from flows.deployments import presets, with_preset
 from infra.settings import SetupError
 
 COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what it does)
@@ -25,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what i
     ),
     "ingest": ("flows.ingest:ingest", "read traffic and feedback: flywheel ingest jsonl | otel | mlflow | sql ..."),
     "traffic": ("flows.traffic:traffic", "show what is there: days, models, costs, feedback, quarantine"),
+    "watch": ("flows.watch:watch", "measure what starts a wheel: new feedback, drift, the champion's quality"),
     "curate": ("flows.curate:curate", "freeze a workload's traffic as a dataset"),
     "distill": ("flows.distill:distill", "train a student on a dataset"),
     "quantize": ("flows.quantize:quantize", "quantize a student into candidates"),
@@ -37,7 +39,9 @@ COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what i
     "up": ("flows.up:up", "start Prefect, MLflow, the gateway and the schedule; Ctrl-C stops them"),
     "demo": ("flows.demo:demo", "a day at the simulated shop, and one turn of the wheel"),
 }
-SINGLE = {"ingest", "traffic", "curate", "distill", "quantize", "evaluate", "release", "redeploy", "report", "prune"}
+SINGLE = {
+    "ingest", "traffic", "watch", "curate", "distill", "quantize", "evaluate", "release", "redeploy", "report", "prune",
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,7 +87,10 @@ def execute(given: list[str]) -> int:
     chosen = parser.parse_args(given[given.index(command) + 1 :])
     # A single stage needs no orchestrator, and none is started for it; one that runs already is told.
     called = plain if plain.__name__ in SINGLE and "PREFECT_API_URL" not in os.environ else function
-    result = called(**validated(plain, nested(options, chosen)))
+    arguments = nested(options, chosen)
+    if getattr(chosen, "preset", ""):
+        arguments = with_preset(chosen.preset, arguments)
+    result = called(**validated(plain, arguments))
     if chosen.json:
         print(json.dumps(result, default=str))
     elif result is not None:
@@ -132,6 +139,9 @@ def parser_of(command: str, plain: Callable[..., Any]) -> tuple[argparse.Argumen
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    if plain.__name__ == "flywheel":
+        names = ", ".join(presets())
+        parser.add_argument("--preset", metavar="NAME", help=f"options to begin with, which others change: {names}")
     options: dict[str, Any] = {}
     for name, parameter in inspect.signature(plain).parameters.items():
         kind = parameter.annotation

@@ -34,7 +34,13 @@ def distill(
     distill: StudentSpec = Causal(),  # noqa: B008 (frozen)
     sweep: SweepSpec = SweepSpec(),  # noqa: B008
 ) -> dict[str, Any]:
-    """Train a student on a frozen dataset, with the teacher's logits where there is a local teacher; or several."""
+    """Train a student on a frozen dataset, with the teacher's logits where there is a local teacher; or several.
+
+    Args:
+        dataset_id: What `curate` printed.
+        distill: How the student is trained.
+        sweep: Several students by other options or seeds; the best on the validation split is returned.
+    """
     return trained(dataset_id, [(distill, sweep)])[0]
 
 

@@ -24,5 +24,10 @@ def score(dataset_id: str, candidates: list[str], spec: EvaluateSpec) -> dict[st
 
 @flow(name="evaluate", flow_run_name="evaluate-{dataset_id}")
 def evaluate(dataset_id: str, evaluate: EvaluateSpec = EvaluateSpec()) -> dict[str, Any]:  # noqa: B008 (frozen)
-    """Score the teacher, the champion and every candidate made from a dataset on its holdout."""
+    """Score the teacher, the champion and every candidate made from a dataset on its holdout.
+
+    Args:
+        dataset_id: What `curate` printed.
+        evaluate: What is measured.
+    """
     return score(dataset_id, tasks.evaluate.candidates_of(dataset_id), evaluate)

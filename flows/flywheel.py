@@ -3,6 +3,8 @@
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled
 from pydantic import Field
 
 from flows.cluster import require
@@ -15,6 +17,7 @@ from flows.redeploy import redeploy_stage
 from flows.release import decide, plan_stage
 from flows.report import drawn
 from flows.stage import aligned
+from flows.turn import Busy, turn
 from infra.rollout.spec import RolloutSpec
 from infra.settings import SetupError, settings
 from tasks.curate import CurateSpec
@@ -43,6 +46,9 @@ def flywheel(
     evaluate: EvaluateSpec = EvaluateSpec(),  # noqa: B008
     gate: GateSpec = GateSpec(),  # noqa: B008
     rollout: RolloutSpec = RolloutSpec(),  # noqa: B008
+    hours: Annotated[
+        float, Field(gt=0, le=720, description="Longest time that the turn may take; then it is stopped")
+    ] = 24.0,
 ) -> dict[str, Any]:
     """Turn the wheel once for one workload: from its traffic to a gated, quantized, registered, served student.
 
@@ -57,9 +63,32 @@ def flywheel(
         evaluate: What is measured.
         gate: What a candidate has to show before it serves.
         rollout: The steps by which the winner gets to serve; without any it serves at once.
+        hours: Longest time that the turn may take; then it is stopped, and the next goes on where it was.
     """
     require()
     variants(distill, sweep)  # what is wrong with it is said before anything is done
+    try:
+        with turn(workload, hours):
+            return stages(workload, source, curate, distill, sweep, classify, candidates, evaluate, gate, rollout)
+    except Busy as busy:
+        if deployment.id is None or flow_run.parent_flow_run_id:
+            raise
+        return Cancelled(name="Skipped", message=str(busy))  # type: ignore[return-value]
+
+
+def stages(
+    workload: str,
+    source: Source | None,
+    curate: CurateSpec,
+    distill: Causal,
+    sweep: SweepSpec,
+    classify: Classifier,
+    candidates: tuple[CandidateSpec, ...],
+    evaluate: EvaluateSpec,
+    gate: GateSpec,
+    rollout: RolloutSpec,
+) -> dict[str, Any]:
+    """The stages of a turn, one after the other; returns what the last said, and what it came from."""
     if source is not None:
         ingest_stage(source)
     dataset = curate_stage(workload, curate)

@@ -22,6 +22,11 @@ def prune(
 
     Files that have been read are not read again, so that what is deleted does not come back. --dry-run only says what
     would be deleted.
+
+    Args:
+        before: The first day (UTC) that is kept, as in 2026-01-01.
+        workload: Only this one; without it all.
+        dry_run: Only say what would be deleted.
     """
     return prune_stage(before, workload, dry_run)
 

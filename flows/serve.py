@@ -1,45 +1,41 @@
-"""`python -m flows.serve`: the deployments, each with its button in Prefect's UI; the wheel also turns nightly."""
+"""`python -m flows.serve`: the deployments of `infra/prefect.yaml`, each with its button in Prefect's UI."""
 
+import importlib
 from typing import Any
 
 from flows.__main__ import quiet_environment
+from flows.deployments import deployments
+
+# Turns that wait for another of their workload take a place as well, and must not keep `redeploy` from running.
+AT_ONCE = 32
 
 
 def main() -> None:
     quiet_environment()
     from prefect import serve
-    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+
+    serve(*(served(one) for one in deployments()), limit=AT_ONCE, pause_on_shutdown=False, print_starting_message=False)
+
+
+def served(described: dict[str, Any]) -> Any:
+    """A deployment of the file, for the process that serves them all: without its work pool."""
+    from prefect.events.schemas.deployment_triggers import DeploymentTriggerTypes
+    from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
+    from pydantic import TypeAdapter
 
-    from flows.curate import curate
-    from flows.distill import distill
-    from flows.evaluate import evaluate
-    from flows.flywheel import flywheel
-    from flows.ingest import ingest
-    from flows.nightly import nightly
-    from flows.prune import prune
-    from flows.quantize import quantize
-    from flows.redeploy import redeploy
-    from flows.release import release
-    from flows.report import report
-    from flows.traffic import traffic
-
-    # One turn at a time: two would train on the same night's traffic and race for the alias.
-    alone = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
-    module = EntrypointType.MODULE_PATH
-    wheels: list[Any] = [  # to_deployment is declared to return a coroutine too, which it does only in async code
-        nightly.to_deployment(
-            "nightly", cron="0 3 * * *", concurrency_limit=alone, entrypoint_type=module, tags=["flywheel"],
-            description="Turns the wheel of every workload, each night at 3:00 UTC.",
-        ),
-        flywheel.to_deployment(
-            "flywheel", concurrency_limit=alone, entrypoint_type=module, tags=["flywheel"],
-            description="Turns the wheel of one workload: **Run → Custom run**.",
-        ),
-    ]  # fmt: skip
-    single = (ingest, traffic, curate, distill, quantize, evaluate, release, redeploy, report, prune)
-    stages: list[Any] = [f.to_deployment(f.name, entrypoint_type=module, tags=["flywheel"]) for f in single]
-    serve(*wheels, *stages, pause_on_shutdown=False, print_starting_message=False)
+    module, name = described["entrypoint"].rsplit(".", 1)
+    flow = getattr(importlib.import_module(module), name)
+    trigger: TypeAdapter[Any] = TypeAdapter(DeploymentTriggerTypes)
+    return flow.to_deployment(
+        described["name"],
+        description=described["description"],
+        tags=described["tags"],
+        parameters=described.get("parameters"),
+        schedules=[Cron(s["cron"], timezone=s["timezone"], slug=s["slug"]) for s in described.get("schedules", [])],
+        triggers=[trigger.validate_python(one) for one in described.get("triggers", [])],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
 
 
 if __name__ == "__main__":

@@ -18,11 +18,15 @@ from prefect import task
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
-from infra.settings import settings
+from infra.settings import SetupError, settings
 from tasks.teachers.tally import BudgetSpent
 
 # What stages log goes to the run's page (PREFECT_LOGGING_EXTRA_LOGGERS names it); Prefect leaves the level to us.
 logging.getLogger("flywheel").setLevel(logging.INFO)
+
+
+class OverBudget(TimeoutError, SetupError):
+    """A turn took longer than it may."""
 
 
 class Stage:
@@ -65,8 +69,8 @@ def stage(function: Callable[..., dict[str, Any]], retries: int = 0) -> Stage:
 
 
 def _may_help(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a stage is tried again: not where that would spend its budget once more."""
-    return not isinstance(state.data, BudgetSpent)
+    """Whether a stage is tried again: not where that would spend its budget once more, of money or of time."""
+    return not isinstance(state.data, BudgetSpent | OverBudget)
 
 
 def in_flow_run() -> bool:

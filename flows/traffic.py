@@ -31,7 +31,14 @@ def traffic(
     prompt_price: Annotated[float | None, Field(ge=0, description="USD per million prompt tokens")] = None,
     completion_price: Annotated[float | None, Field(ge=0, description="USD per million completion tokens")] = None,
 ) -> dict[str, Any]:
-    """Show what is in the database: workloads, days, models, tokens and their cost, feedback, quarantine, sources."""
+    """Show what is in the database: workloads, days, models, tokens and their cost, feedback, quarantine, sources.
+
+    Args:
+        workload: Only this one; without it all.
+        days: The latest days (UTC) that have traffic.
+        prompt_price: USD per million prompt tokens.
+        completion_price: USD per million completion tokens.
+    """
     return traffic_stage(workload, days, prompt_price, completion_price)
 
 

@@ -42,12 +42,13 @@ def up() -> dict[str, Any] | None:
                 ],
                 {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **webhook.server_environment()},
             )  # fmt: skip
+        if "mlflow" in servers.running:  # before the gateway looks into its database, which it makes the first time
+            servers.wait_for("mlflow", f"{address['mlflow']}/health")
         servers.start("gateway", ["flows.gateway"], common)
         servers.wait_for("prefect", f"{address['prefect']}/api/health")
         servers.start("deployments", ["flows.serve"], common)
         servers.wait_for("gateway", f"{address['gateway']}/healthz")
         if "mlflow" in servers.running:
-            servers.wait_for("mlflow", f"{address['mlflow']}/health")
             try:
                 webhook.subscribe(tracking, address["gateway"])
             except SetupError as problem:

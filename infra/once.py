@@ -11,7 +11,8 @@ import fcntl
 import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -35,23 +36,45 @@ def once(lock: Path, known: Callable[[], Made | None], make: Callable[[], Made])
     """
     if (there := known()) is not None:
         return there
+
+    def wait(by: str) -> None:
+        LOG.warning("%s is being made by %s: waiting for it", lock.stem, by)
+
+    with alone(lock, wait) as enter:
+        if (there := known()) is not None:
+            return there
+        enter()
+        return make()
+
+
+@contextmanager
+def alone(lock: Path, busy: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Hold a lock, waiting for it if another process does; what is yielded writes down that this one holds it now.
+
+    Args:
+        busy: Called with who holds it before it is waited for; what it raises ends the waiting.
+
+    Raises:
+        SetupError: The file system has no locks.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a+") as held:  # closing it lets go
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            LOG.warning("%s is being made by %s: waiting for it", lock.stem, holder(lock))
+            busy(holder(lock))
             fcntl.flock(held, fcntl.LOCK_EX)
         except OSError as problem:
             raise SetupError(
                 f"{lock.parent} is on a file system without locks ({problem.strerror}); "
                 "set FLYWHEEL_HOME to one with them, such as a local disk or NFS 4"
             ) from problem
-        if (there := known()) is not None:
-            return there
-        held.write(f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n")
-        held.flush()
-        return make()
+
+        def enter() -> None:
+            held.write(f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n")
+            held.flush()
+
+        yield enter
 
 
 def holder(lock: Path) -> str:

@@ -67,6 +67,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from quant.described import described
 from quant.errors import QuantError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Prune:
             heads divide the channels as well, as the configurations of transformers ask.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "json_schema_extra": described}
 
     layers: float = 1.0
     heads: float = 1.0

@@ -78,7 +78,7 @@ class CurateSpec:
         int,
         Field(ge=1, description="Candidates that a holdout decides on, then a fresh one is cut"),
     ] = BUDGET
-    seed: int = 0
+    seed: Annotated[int, Field(description="Of the clusters, and of the split of train and validation")] = 0
 
 
 def curate(

@@ -50,7 +50,7 @@ class EvaluateSpec:
     beside: Annotated[tuple[MetricSpec, ...], Field(description="Metrics that are told as well")] = BESIDE
     latency_sample: Annotated[int, Field(ge=1, description="Requests timed one at a time")] = 32
     parallel: Annotated[int, Field(ge=1, le=256, description="Requests at a time for throughput")] = 8
-    prices: Prices = Prices()  # noqa: RUF009
+    prices: Annotated[Prices, Field(title="Prices", description="What machines and tokens cost, in USD")] = Prices()  # noqa: RUF009
 
     @property
     def asking(self) -> Asking:

@@ -13,6 +13,7 @@ from pydantic import Field
 from infra.once import once
 from infra.settings import SetupError, settings
 from quant.methods import GPTQ, QAT, RTN, Method, SmoothQuant
+from tasks.menu import MENU
 
 Progress = Callable[[int, int, str], None]
 
@@ -30,8 +31,13 @@ class CandidateSpec:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    method: Annotated[Method | None, Field(discriminator="name")]
-    format: Literal["gguf", "compressed_tensors", "onnx"] = "gguf"
+    method: Annotated[
+        Method | None, Field(discriminator="name", description="How; None leaves the weights as trained"), MENU
+    ]
+    format: Annotated[
+        Literal["gguf", "compressed_tensors", "onnx"],
+        Field(description="Served by: llama.cpp; vLLM and the torch engine; ONNX Runtime (a classifier)"),
+    ] = "gguf"
     calibration: Annotated[int, Field(ge=1, description="Training rows for calibration")] = 192
 
     @property

@@ -343,6 +343,18 @@ class Promotion(Base):
     created: Mapped[Created]
 
 
+class Signal(Base):
+    """That a wheel should turn, as it was told to Prefect: why, and when; `name` is feedback, drift or quality."""
+
+    __tablename__ = "signal"
+
+    id: Mapped[Serial]
+    workload: Mapped[str] = mapped_column(index=True)
+    name: Mapped[str] = mapped_column(String(16))
+    said: Mapped[str]
+    created: Mapped[Created]
+
+
 class Delivery(Base):
     """A webhook delivery that was taken, by its id: it is not taken again. Gone when its time alone refuses it."""
 

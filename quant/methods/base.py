@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from quant.described import described
 from quant.errors import QuantError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Weights:
         head_bits: the same for a head of its own.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "json_schema_extra": described}
 
     bits: Bits = 4
     grid: Family = "int"

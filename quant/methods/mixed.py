@@ -33,6 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+from quant.described import described
 from quant.errors import QuantError
 from quant.methods.autoround import AutoRound
 from quant.methods.awq import AWQ
@@ -75,7 +76,7 @@ class Mixed:
         max_kl: the largest mean KL per token, in nats, on the calibration data. One of the two.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "json_schema_extra": described}
 
     name: Literal["mixed"] = "mixed"
     method: RTN | GPTQ | AWQ | AutoRound | QAT | Best = DEFAULT

@@ -40,7 +40,7 @@ class OnPolicy:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     name: Literal["on_policy"] = "on_policy"
-    logits: Annotated[Logits, Field(description="What is learned from all other batches")] = Logits()  # noqa: RUF009 (frozen)
+    logits: Annotated[Logits, Field(title="Logits", description="What is learned from all other batches")] = Logits()  # noqa: RUF009 (frozen)
     share: Annotated[float, Field(ge=0, le=1, description="Of all steps, the last, in which the student answers")] = (
         0.25
     )

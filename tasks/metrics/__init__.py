@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tasks.menu import MENU
 from tasks.metrics.calibration import Calibration as Calibration
 from tasks.metrics.exact_match import ExactMatch as ExactMatch
 from tasks.metrics.json_schema import JSONSchema as JSONSchema
@@ -24,6 +25,7 @@ from tasks.metrics.tool_call import ToolCall as ToolCall
 MetricSpec = Annotated[
     Quality | ExactMatch | ToolCall | JSONSchema | TokenF1 | RougeL | LabelF1 | Calibration | Perplexity | Judge,
     Field(discriminator="name"),
+    MENU,
 ]
 
 # Told on every scorecard unless asked otherwise: what takes no time, and nobody's money.

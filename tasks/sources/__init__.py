@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tasks.menu import MENU
 from tasks.sources.gateway import Gateway
 from tasks.sources.jsonl import JSONL
 from tasks.sources.langfuse import Langfuse
@@ -12,4 +13,4 @@ from tasks.sources.otel import OTel
 from tasks.sources.quarantine import Quarantined
 from tasks.sources.sql import SQL
 
-Source = Annotated[JSONL | OTel | MLflow | Langfuse | SQL | Gateway | Quarantined, Field(discriminator="name")]
+Source = Annotated[JSONL | OTel | MLflow | Langfuse | SQL | Gateway | Quarantined, Field(discriminator="name"), MENU]

@@ -18,6 +18,7 @@ from quant.pruning import Prune
 from tasks.lessons import Learn, Logits, Prefer
 from tasks.lessons.lesson import Desk, Progress
 from tasks.lessons.preferences import Stage
+from tasks.menu import MENU
 from tasks.students.adapters import Adapter, fresh, save
 from tasks.students.champion import beginning, go_on
 from tasks.students.pruned import pruned, report_of
@@ -51,9 +52,11 @@ class Causal:
     targets: Annotated[
         tuple[str, ...], Field(description="Linear layers with an adapter, as in q_proj; none named: all but the head")
     ] = ()
-    learn: Annotated[Learn, Field(discriminator="name", description="What it learns from")] = Logits()  # noqa: RUF009 (frozen)
+    learn: Annotated[Learn, Field(discriminator="name", description="What it learns from"), MENU] = Logits()  # noqa: RUF009 (frozen)
     prefer: Annotated[
-        Prefer | None, Field(discriminator="name", description="A stage after it, on what people liked and disliked")
+        Prefer | None,
+        Field(discriminator="name", description="A stage after it, on what people liked and disliked"),
+        MENU,
     ] = None
     learning_rate: Annotated[
         float, Field(gt=0, lt=1, description="Peak rate, in AdamW's measure; a base of a billion parameters wants less")

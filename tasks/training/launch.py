@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 LOG = logging.getLogger("flywheel.training")
-GRACE = 10.0  # seconds from SIGTERM to SIGKILL
+GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 EVENT = '{"event": '
 
 

@@ -16,6 +16,7 @@ momentum with it: they are small, and Muon needs whole matrices. The frozen base
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 Schedule = Literal["cosine", "linear", "constant"]
 BEST = "best.safetensors"
+OFTEN = 60.0  # seconds after which there is a checkpoint, however few the steps: a run may be cancelled
 
 
 def accelerator(shard: bool = False) -> "Accelerator":
@@ -99,6 +101,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.curve = Curve()
         self.hard: list[int] = []
+        self.saved = time.monotonic()
 
     def validate(self, examples: Sequence[Example]) -> float:
         """Mean cross-entropy of the answers, whatever the lesson: in nats a token."""
@@ -138,7 +141,7 @@ class Trainer:
                 loss = self.learn(group, done / total)
                 self.step = done
                 self.curve.note(done, loss)
-                if done % spec.checkpoint_steps == 0:
+                if done % spec.checkpoint_steps == 0 or time.monotonic() - self.saved > OFTEN:
                     self.save()
                 if progress:
                     progress(done, total, f"distill, loss {loss:.3f}")
@@ -194,6 +197,7 @@ class Trainer:
         self.save()
 
     def save(self) -> None:
+        self.saved = time.monotonic()
         if not self.processes.is_main_process:
             return
         tensors: dict[str, Tensor] = {}

@@ -56,3 +56,6 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[st
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))
     return home, results
+
+
+from tests.flows.house import house, standing  # noqa: E402, F401 (fixtures, which need what is above)

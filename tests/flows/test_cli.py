@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
+from flows.__main__ import COMMANDS
+from flows.deployments import deployments, presets, with_preset
 from tests.flows.conftest import ROOT, environment_of, flywheel
+
+NOT_DEPLOYED = {"up", "demo", "forget"}  # they run servers, the shop, and what nobody should press by mistake
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
@@ -85,11 +88,23 @@ def test_a_prefect_server_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_every_deployment_of_the_prefect_file_is_a_flow() -> None:
-    deployments = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())["deployments"]
-    for deployment in deployments:
+    for deployment in deployments():
         module, name = deployment["entrypoint"].rsplit(".", 1)
-        assert getattr(importlib.import_module(module), name).name == deployment["name"]
-    assert [d["schedules"][0]["cron"] for d in deployments if "schedules" in d] == ["0 3 * * *"]
+        assert getattr(importlib.import_module(module), name).name == name
+        assert deployment["work_pool"]["name"] in ("flywheel-cpu", "flywheel-gpu")
+    flows = {plain for _, (place, _) in COMMANDS.items() if (plain := place.split(":")[1]) not in NOT_DEPLOYED}
+    assert flows <= {deployment["name"] for deployment in deployments()}, "every flow has a deployment of its name"
+
+
+def test_a_preset_is_what_is_begun_with_and_options_change_it() -> None:
+    merged = with_preset("quick", {"workload": "w", "distill": {"epochs": "2"}})
+    assert merged["distill"] == {**presets()["quick"]["distill"], "epochs": "2"}
+    assert merged["candidates"] == presets()["quick"]["candidates"]
+
+
+def test_a_preset_that_does_not_exist_is_said_with_those_that_do(tmp_path: Path) -> None:
+    said = complaint(flywheel("run", "--workload", "x", "--preset", "quikc", home=tmp_path))
+    assert "'quikc'" in said and "fp8-on-hopper" in said
 
 
 def test_json_prints_one_object_and_nothing_else(tmp_path: Path) -> None:

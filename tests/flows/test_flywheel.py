@@ -112,4 +112,5 @@ def test_a_run_killed_in_every_stage_goes_on_where_it_was(tmp_path: Path) -> Non
     for table, count in {"interaction": calls, "dataset": 1, "candidate": 3, "verdict": 3}.items():
         assert rows(home, f"SELECT count(*) FROM {table}") == [(count,)], table
     assert rows(home, "SELECT count(*) FROM model_versions", "mlflow.db") == [(3,)]
+    assert rows(home, "SELECT count(*) FROM runs", "mlflow.db") == [(3,)]
     assert not list(home.rglob("*.partial*"))

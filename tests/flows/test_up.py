@@ -13,24 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.deployments import deployments
 from infra.seedling import shop
 from tests.flows.conftest import ROOT, environment_of, flywheel
 from tests.mlflow_server import free_port
 from tests.shop_log import WORKLOAD
 
-DEPLOYED = {
-    "nightly",
-    "flywheel",
-    "ingest",
-    "traffic",
-    "prune",
-    "curate",
-    "distill",
-    "quantize",
-    "evaluate",
-    "release",
-    "redeploy",
-}
+DEPLOYED = {deployment["name"] for deployment in deployments()}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +75,7 @@ def test_every_flow_is_a_deployment_with_a_form_and_the_wheel_has_a_schedule(up:
         found = {deployment["name"]: deployment for deployment in listed}
         time.sleep(0.5)
     assert set(found) == DEPLOYED
-    assert [s["schedule"]["cron"] for s in found["nightly"]["schedules"]] == ["0 3 * * *"]
+    assert [s["schedule"]["cron"] for s in found["nightly"]["schedules"]] == ["0 3 * * 1-6"]
     form = found["flywheel"]["parameter_openapi_schema"]
     assert "workload" in form["required"]
     assert {"curate", "distill", "candidates", "evaluate", "gate"} <= set(form["properties"])
