@@ -12,6 +12,7 @@ from pydantic import Field
 
 from infra.once import once
 from infra.settings import SetupError, settings
+from quant.errors import QuantError
 from quant.methods import GPTQ, QAT, RTN, Method, SmoothQuant
 from tasks.menu import MENU
 
@@ -89,7 +90,7 @@ def quantize(
     another process makes waits for it.
 
     Raises:
-        SetupError: The format is another kind of student's.
+        SetupError: The format is another kind of student's, or cannot hold what the method makes.
     """
     from infra.database.session import session
     from infra.database.tables import Candidate, Student
@@ -115,7 +116,10 @@ def quantize(
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_artifact(source, dataset_id, partial, spec, candidate_id, progress)
+        try:
+            _write_artifact(source, dataset_id, partial, spec, candidate_id, progress)
+        except QuantError as problem:
+            raise SetupError(f"candidate {spec.title}: {problem}") from problem
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         candidate = Candidate(

@@ -198,6 +198,15 @@ def test_a_candidate_is_served_from_disk_and_made_once(student: dict[str, Any], 
     assert quantize(student["student_id"], spec) == made
 
 
+def test_what_a_format_cannot_hold_is_said_in_a_line_and_leaves_nothing(student: dict[str, Any], shop: Path) -> None:
+    before = sorted((shop / "candidates").glob("*"))
+    with pytest.raises(SetupError, match=r"candidate int2 .*: .*2.* gguf|candidate int2 .*gguf"):
+        quantize(student["student_id"], CandidateSpec(RTN(bits=2), format="gguf"))
+    assert [path for path in sorted((shop / "candidates").glob("*")) if path.suffix == ""] == [
+        path for path in before if path.suffix == ""
+    ]
+
+
 def test_fewer_bits_are_fewer_bytes(student: dict[str, Any]) -> None:
     eight, four = (quantize(student["student_id"], CandidateSpec(RTN(bits=bits))) for bits in (8, 4))
     assert four["bytes"] < eight["bytes"]
