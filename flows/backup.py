@@ -11,7 +11,7 @@ import tasks.backup
 def backup(
     path: Annotated[Path, Field(description="The file to write, outside of the home: FILE.tar.gz")],
 ) -> dict[str, Any]:
-    """Write database, registry, artifacts and keys to one archive, while all goes on; it is read back before it counts."""
+    """Write database, registry, artifacts and keys to one archive, while all goes on, and read it back."""
     return tasks.backup.backup(path)
 
 

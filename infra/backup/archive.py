@@ -85,8 +85,8 @@ def written(path: Path, said: dict[str, Any]) -> Iterator[Archive]:
             info = tarfile.TarInfo(MANIFEST)
             info.size, info.mode = len(text), 0o600
             tar.addfile(info, io.BytesIO(text))
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        with partial.open("rb") as whole:
+            os.fsync(whole.fileno())
         verified(partial)
         partial.rename(path)
     finally:
