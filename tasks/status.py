@@ -235,4 +235,6 @@ def schedule() -> dict[str, Any]:
     found: dict[str, Any] = {"failed": [{"name": run["name"], "state": run["state_name"]} for run in failed]}
     if not coming:
         return {**found, "said": "no run is scheduled: `flywheel up`, or a schedule in Prefect's UI"}
-    return {**found, "next": coming[0]["next_scheduled_start_time"], "name": coming[0]["name"]}
+    names = {one["id"]: one["name"] for one in prefect_api.deployments()}
+    name = names.get(coming[0]["deployment_id"], coming[0]["name"])
+    return {**found, "next": coming[0]["next_scheduled_start_time"], "name": name}

@@ -146,7 +146,7 @@ def members(path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
         SetupError: It cannot be read, or has a member that is no plain file below the folder that it is for.
     """
     try:
-        with tarfile.open(path, mode="r|gz") as tar:
+        with gzip.open(path) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
             for member in tar:
                 parts = PurePosixPath(member.name).parts
                 if not member.isreg() or not parts or parts[0] == "/" or ".." in parts or "\0" in member.name:
@@ -154,6 +154,8 @@ def members(path: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
                 stream = tar.extractfile(member)
                 assert stream is not None
                 yield member, stream
+            while packed.read(PIECE):  # gzip's own checksum, of the manifest as well, comes at the very end
+                pass
     except BROKEN as problem:
         said = str(problem) or type(problem).__name__
         raise SetupError(f"{path} is no whole backup ({said}); {WAY_OUT}") from problem

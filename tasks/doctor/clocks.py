@@ -54,6 +54,7 @@ def offsets() -> Iterator[tuple[str, float]]:
                 before = datetime.now(UTC)
                 said = httpx.get(address, timeout=3).headers.get("date")
                 if said:
-                    yield name, (parsedate_to_datetime(said) - before.replace(microsecond=0)).total_seconds()
+                    there = parsedate_to_datetime(said).replace(tzinfo=UTC)  # always GMT, which some call -0000
+                    yield name, (there - before.replace(microsecond=0)).total_seconds()
             except (httpx.HTTPError, ValueError):
                 continue
