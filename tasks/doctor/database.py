@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 
 from sqlalchemy import text
+from sqlalchemy.exc import InternalError, OperationalError, ProgrammingError
 
 from infra.backup.copies import file_of
 from infra.database.session import engine, hidden, revisions, translated
@@ -26,7 +27,14 @@ def check() -> Iterator[tuple[Level, str, str]]:
             said = f"{hidden(url)}: {kind} {version.scalar()}"
             yield "ok", f"{said}, answers in {1000 * (time.monotonic() - began):.0f} ms", ""
             # Inside a transaction that is rolled back: whether it may be written to, and nothing is.
-            connection.execute(text("CREATE TABLE flywheel_doctor (id INTEGER)"))
+            try:
+                connection.execute(text("CREATE TABLE flywheel_doctor (id INTEGER)"))
+            except (InternalError, ProgrammingError, OperationalError) as problem:
+                said = str(problem.orig).strip().splitlines()[0]
+                grant = (
+                    f"chmod u+w '{file}'" if file else "psql -c 'GRANT CREATE ON SCHEMA public TO ...', as its owner"
+                )
+                yield "wrong", f"{hidden(url)} cannot be written to ({said})", grant
             connection.rollback()
             now, newest = revisions(connection)
             connection.rollback()
