@@ -2,7 +2,8 @@
 
 A flow's parameter is an option; a spec's field is `--spec.field`. Values are read as JSON where they are JSON, as
 text where not, and judged by pydantic, as in Prefect's form. Results go to standard output (`--json`: one object),
-everything else to standard error; a mistake is one line and exit code 2.
+everything else to standard error; a mistake is one line and exit code 2, and `doctor` ends with 1 if something is
+wrong.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from flows.deployments import presets, with_preset
@@ -36,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {  # command → (module:function, what i
     "report": ("flows.report:report", "write a turn's report, or with --turns the page that compares them; --open"),
     "prune": ("flows.prune:prune", "delete what is older than a date, but for what datasets were made of"),
     "forget": ("flows.forget:forget", "erase a client or an interaction, and mark what was made of it"),
+    "status": ("flows.status:status", "one screen: who serves, last verdicts, rollouts, the next run, alerts"),
+    "doctor": ("flows.doctor:doctor", "check everything this needs, and say what mends it"),
+    "backup": ("flows.backup:backup", "write database, registry, artifacts and keys to one file"),
+    "restore": ("flows.restore:restore", "make an empty home what a backup was made of"),
     "up": ("flows.up:up", "start Prefect, MLflow, the gateway and the schedule; Ctrl-C stops them"),
     "demo": ("flows.demo:demo", "a day at the simulated shop, and one turn of the wheel"),
 }
@@ -91,12 +97,14 @@ def execute(given: list[str]) -> int:
     if getattr(chosen, "preset", ""):
         arguments = with_preset(chosen.preset, arguments)
     result = called(**validated(plain, arguments))
+    module = importlib.import_module(plain.__module__)
     if chosen.json:
         print(json.dumps(result, default=str))
     elif result is not None:
-        render = getattr(importlib.import_module(plain.__module__), "render", None)
+        render = getattr(module, "render", None)
         print(render(result) if render else json.dumps(result, indent=2, default=str))
-    return 0
+    judged = getattr(module, "exit_code", None)
+    return int(judged(result)) if judged else 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -168,6 +176,9 @@ def parser_of(command: str, plain: Callable[..., Any]) -> tuple[argparse.Argumen
                 )
             else:
                 required = parameter.default is inspect.Parameter.empty
+                if required and getattr(kind, "__origin__", kind) is Path:  # a command's one file needs no option
+                    parser.add_argument(name, metavar=name.upper(), help=describe(kind, parameter.default))
+                    continue
                 parser.add_argument(
                     f"--{name.replace('_', '-')}", dest=name, metavar=metavar(kind), required=required,
                     help=describe(kind, parameter.default), default=argparse.SUPPRESS,

@@ -178,6 +178,13 @@ def migrate(opened: Engine) -> None:
         command.upgrade(configuration, "head")
 
 
+def revisions(connection: Connection) -> tuple[str | None, str]:
+    """The migration that a database is at, and the newest that this version of Flywheel knows."""
+    from alembic.script import ScriptDirectory
+
+    return _revision(connection), str(ScriptDirectory.from_config(_configuration()).get_current_head())
+
+
 def _configuration() -> "Config":
     from alembic.config import Config
 

@@ -5,7 +5,7 @@
 Four steps, each resumable: the tokenizer; a base (4 layers), pretrained on other services' tools, on copying and on
 prose; the teacher (8 layers), grown from the base by putting an identity layer after each of its layers, then trained
 on the shop's training phrasings; the student's base, which is the base after a second round. None sees a holdout
-phrasing. Figures go to `figures.json` beside the models.
+phrasing. Figures go to `figures.json` beside the models, the hashes of all files to `SHA256SUMS`.
 
 Muon for the matrices and AdamW for the rest; a constant rate after warm-up with a linear decay over the last quarter.
 Every conversation is a sequence of its own: packing would put other conversations' numbers before the one to copy.
@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from infra.engines.chat import render
+from infra.package import sums
 from infra.prefix import Prefix
 from infra.seedling import services, shop
 from infra.seedling.simulate import WORKLOAD
@@ -231,6 +232,7 @@ def make(text_file: Path, out: Path, base_steps: int, teacher_steps: int, studen
         save(tokenizer, out / name)
         model.float()
         (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+        (out / "SHA256SUMS").write_text(sums(out))
 
     torch.manual_seed(SEED)
     base = blank(tokenizer)
