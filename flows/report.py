@@ -46,8 +46,8 @@ def markdown(made: dict[str, Any]) -> str:
 def report(
     workload: Annotated[str | None, Field(description="Its last turn; default: the last of any")] = None,
     verdict: Annotated[str | None, Field(description="The turn that this verdict belongs to, by its id")] = None,
-    turns: Annotated[bool, Field(description="Compare the workload's turns instead")] = False,
-    open: Annotated[bool, Field(description="Show it in the browser")] = False,
+    turns: bool = False,
+    open: bool = False,
 ) -> dict[str, Any]:
     """Write the report of a turn: one HTML file, and a copy in MLflow. --turns compares all turns of a workload.
 

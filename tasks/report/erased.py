@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from infra import reports
 from infra.database.session import session
 from infra.database.tables import Verdict
-from tasks.report.report import place_of, write
+from tasks.report.file import place_of, write
 from tasks.report.turn import turn_of, turns_of
 from tasks.report.whole import html
 

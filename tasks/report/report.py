@@ -1,15 +1,16 @@
 """Verdict → report: a turn's page is written to the home, and a copy left with its run in MLflow."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from infra import reports
-from infra.settings import SetupError, settings
+from infra.settings import SetupError
+from tasks.report.file import place_of, write
 from tasks.report.story import because, figures, headline
 from tasks.report.turn import Turn, find, turn_of
+from tasks.report.turns import html as compared
+from tasks.report.turns import story_of
 from tasks.report.whole import html
 
 Progress = Callable[[int, int, str], None]
@@ -64,23 +65,7 @@ def comparison(
     Raises:
         SetupError: It has no verdict.
     """
-    from tasks.report.turns import html as compared
-    from tasks.report.turns import story_of
-
     story = story_of(find(workload=workload)[0].workload)
-    path = settings().home / "reports" / f"turns-{quote(story.workload, safe='')}.html"
+    path = place_of(f"turns-{quote(story.workload, safe='')}")
     write(path, compared(story))
     return {"workload": story.workload, "turns": len(story.turns), "path": str(path)}
-
-
-def place_of(turn_id: str) -> Path:
-    return settings().home / "reports" / f"{turn_id}.html"
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all; to be read by its owner alone, for it quotes traffic."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial-{os.getpid()}")
-    partial.touch(0o600)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

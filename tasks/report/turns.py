@@ -15,11 +15,12 @@ from sqlalchemy import select
 from infra.database.session import session
 from infra.database.tables import Promotion, Rollout, Verdict
 from tasks.report import numbers
+from tasks.report.file import place_of
 from tasks.report.page import both, page
 from tasks.report.pen import Box, Picture, Scale
 from tasks.report.turn import Turn, turn_of, turns_of
 
-MOST = 60
+MOST, BESIDE = 60, 12
 HOW = {"release": "promoted", "rollout": "promoted by steps", "hand": "put there by hand"}
 
 
@@ -81,9 +82,11 @@ def _moved(row: Promotion) -> Move:
 
 def html(story: Story) -> str:
     turns = story.turns
+    written = {turn.id for turn in turns if place_of(turn.id).exists()}
     return page(
         "turns.html.jinja", title=f"{story.workload}: {len(turns)} turns", workload=story.workload, turns=turns,
-        left_out=story.left_out, moves=story.moves, promoted=sum(t.outcome == "promote" for t in turns),
+        left_out=story.left_out, written=written, moves=story.moves,
+        promoted=sum(t.outcome == "promote" for t in turns),
         quality=both(lambda wide: quality(story, wide)), cost=both(lambda wide: cost(story, wide)),
     )  # fmt: skip
 
@@ -129,7 +132,7 @@ def quality(story: Story, wide: int, tall: int = 320) -> Markup:
     places = _places(turns, room)
     _moves(picture, story, places, room)
     teachers = [
-        (x, up(t.teacher.metrics["quality"]))
+        (x + BESIDE, up(t.teacher.metrics["quality"]))
         for x, t in zip(places, turns, strict=True)
         if "quality" in t.teacher.metrics
     ]

@@ -48,4 +48,6 @@ def test_the_page_of_an_ingest_gets_the_table_and_a_plot(tmp_path: Path) -> None
     assert shown["traffic"].startswith("table") and WORKLOAD in shown["traffic"]
     assert shown["traffic-per-day"].startswith("image")
     picture = ElementTree.fromstring(unquote(shown["traffic-per-day"].partition("utf-8,")[2]))
-    assert len(picture.findall("{http://www.w3.org/2000/svg}rect")) >= 3
+    svg = "{http://www.w3.org/2000/svg}"
+    assert len(picture.findall(f"{svg}rect")) == 2, "the paper, and the one day's bar"
+    assert WORKLOAD in [text.text for text in picture.findall(f"{svg}text")]
