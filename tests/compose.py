@@ -77,7 +77,9 @@ class Topology:
         for name in told:
             if name.endswith("_PORT"):
                 told[name] = str(self.ports[f"{service}:{told[name]}"])
-        return {**kept, **told, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(self.folder)}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        # In the image Flywheel is installed; here it is this tree, whichever is installed.
+        return {**kept, **told, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(self.folder)}
 
     def placed(self, service: str, value: str) -> str:
         """A value as it is without containers."""
