@@ -96,11 +96,11 @@ class Topology:
         """Begin a service; its output goes to a log in its folder."""
         for needed in (self.home(service), self.folder / service / "tmp"):
             needed.mkdir(parents=True, exist_ok=True)
-        command = ["sh", str(ROOT / "infra" / "entrypoint.sh"), *self.services[service]["command"]]
+        command = [self.placed(service, part) for part in self.services[service]["command"]]
         with self.log(service).open("ab") as log:
             self.running[service] = subprocess.Popen(
-                [self.placed(service, part) for part in command], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                cwd=ROOT, env=self.environment(service), start_new_session=True,
+                ["sh", str(ROOT / "infra" / "entrypoint.sh"), *command], stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, cwd=ROOT, env=self.environment(service), start_new_session=True,
             )  # fmt: skip
 
     def log(self, service: str) -> Path:
