@@ -116,12 +116,16 @@ def _wait_for(gateway: str, workload: str, version: str, progress: Progress | No
     import httpx
 
     started, served = time.monotonic(), None
+    listed: dict[str, Any] = {"rollouts": {}, "problems": {workload: "it does not answer in time"}}
     while (waited := time.monotonic() - started) < WAIT_SECONDS:
         try:
             listed = httpx.get(f"{gateway}/v1/models", timeout=5).raise_for_status().json()
+        except httpx.TimeoutException:  # busy, perhaps with loading this very version
+            continue
         except httpx.HTTPError as problem:
             raise SetupError(
-                f"the gateway at {gateway} does not answer ({problem!r}); restart `flywheel up`"
+                f"the gateway at {gateway} does not answer ({problem!r}); restart `flywheel up`, or check "
+                "FLYWHEEL_GATEWAY"
             ) from problem
         served = next((m["version"] for m in listed["data"] if m["id"] == workload), None)
         if version in (served, listed["rollouts"].get(workload, {}).get("version")):
@@ -129,7 +133,7 @@ def _wait_for(gateway: str, workload: str, version: str, progress: Progress | No
         if progress:
             progress(round(waited), round(WAIT_SECONDS), "waiting for the gateway")
         time.sleep(0.5)
-    why = listed["problems"].get(workload, "see gateway.log in the home's logs")
+    why = listed["problems"].get(workload, "see the gateway's log")
     raise SetupError(
         f"the gateway at {gateway} serves version {served} of {workload!r} after {WAIT_SECONDS:.0f} s, not {version}; "
         f"{why}"

@@ -77,7 +77,9 @@ class Topology:
         for name in told:
             if name.endswith("_PORT"):
                 told[name] = str(self.ports[f"{service}:{told[name]}"])
-        return {**kept, **told, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(self.folder)}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        # In the image Flywheel is installed; here it is this tree, whichever is installed.
+        return {**kept, **told, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(self.folder)}
 
     def placed(self, service: str, value: str) -> str:
         """A value as it is without containers."""
@@ -94,11 +96,11 @@ class Topology:
         """Begin a service; its output goes to a log in its folder."""
         for needed in (self.home(service), self.folder / service / "tmp"):
             needed.mkdir(parents=True, exist_ok=True)
-        command = ["sh", str(ROOT / "infra" / "entrypoint.sh"), *self.services[service]["command"]]
+        command = [self.placed(service, part) for part in self.services[service]["command"]]
         with self.log(service).open("ab") as log:
             self.running[service] = subprocess.Popen(
-                [self.placed(service, part) for part in command], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                cwd=ROOT, env=self.environment(service), start_new_session=True,
+                ["sh", str(ROOT / "infra" / "entrypoint.sh"), *command], stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, cwd=ROOT, env=self.environment(service), start_new_session=True,
             )  # fmt: skip
 
     def log(self, service: str) -> Path:

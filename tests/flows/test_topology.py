@@ -28,7 +28,7 @@ INNER = ("prefect:4200", "mlflow:5000", "gateway:8080", "worker-cpu:8081", "work
 # A margin this wide promotes whatever was made: this is about the way, not about the student.
 TURN = {
     "workload": WORKLOAD,
-    "distill": {"epochs": 12, "learning_rate": 0.004},
+    "distill": {"epochs": 6, "learning_rate": 0.004},
     "candidates": [{"method": {"name": "rtn", "bits": 8}}, {"method": {"name": "rtn", "bits": 4}}],
     "gate": {"margin": 0.99, "min_holdout": 10},
 }
@@ -156,7 +156,7 @@ def test_before_the_first_turn_there_is_nobody_to_answer(house: House) -> None:
 
 
 def test_a_turn_on_the_worker_ends_with_the_gateway_serving_from_the_store(house: House, bucket: Any) -> None:
-    log = write_log(house.topology.folder / "day.jsonl", seed=1, conversations=90, day=1)
+    log = write_log(house.topology.folder / "day.jsonl", seed=1, conversations=80, day=1)
     source = {"name": "jsonl", "paths": [str(log)]}
     house.ended(house.run("flywheel/flywheel", {**TURN, "source": source}))
     version = house.served()
@@ -180,7 +180,7 @@ def test_calls_and_feedback_are_in_postgresql_by_the_client_of_their_token(house
     answered = house.ask().json()["id"]
     given = house.gateway.post("/v1/feedback", json={"record_id": answered, "kind": "thumb", "value": 1})
     assert given.status_code == 200, given.text
-    found = house.eventually(lambda: house.rows("SELECT client_id, model FROM interaction WHERE source = 'gateway'"))
+    found = house.eventually(lambda: house.rows("SELECT client, model FROM interaction WHERE source = 'gateway'"))
     assert found[-1][0] == "app" and found[-1][1].startswith("flywheel:")
     assert house.rows("SELECT kind FROM feedback") == [("thumb",)]
 
