@@ -156,6 +156,9 @@ class Door:
                 )  # fmt: skip
         scope.setdefault("state", {})["client"] = client
         left = self.rate.take(client or (scope.get("client") or ("",))[0])
+        if not left:
+            await self.app(scope, receive, send)
+            return
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":

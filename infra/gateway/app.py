@@ -34,6 +34,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from infra import webhook
 from infra.database import records
@@ -47,7 +49,7 @@ from infra.gateway.errors import Refused, Told
 from infra.gateway.moved import Moved, Redeploy
 from infra.gateway.record import Call
 from infra.gateway.spool import SOURCE
-from infra.gateway.watched import Watched
+from infra.gateway.watched import CALLS, Watched
 from infra.settings import settings
 from infra.telemetry.otlp import Signal
 from infra.telemetry.receiver import receive
@@ -80,10 +82,16 @@ def create_app(teacher: Engine | str | None = None, redeploy: Redeploy | None = 
     async def unfit(request: Request, problem: RequestValidationError) -> Response:
         return Refused(422, str(problem.errors()[0]["msg"])).response(request)
 
-    @app.post("/v1/chat/completions")
-    async def complete(request: Request) -> Response:
-        request.state.call = call = call_of(request, await body.asked(request))
-        return await gateway.complete(call, request.headers.get("authorization", ""))
+    class Complete:
+        """Plain ASGI: FastAPI's way to a function that asks it for nothing takes a fifth of the gateway's time."""
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            request = Request(scope, receive)
+            request.state.call = call = call_of(request, await body.asked(request))
+            answer = await gateway.complete(call, request.headers.get("authorization", ""))
+            await answer(scope, receive, send)
+
+    app.router.routes.append(Route(CALLS, Complete(), methods=["POST"]))
 
     @app.post("/v1/feedback")
     async def feedback(request: Request) -> Response:

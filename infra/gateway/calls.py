@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from prometheus_client import Gauge
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from infra.database.jsontext import dumps
@@ -32,6 +32,7 @@ from infra.gateway.rollouts import Rollouts
 from infra.gateway.serving import Champions, by_teacher
 from infra.gateway.upstream import BROKE_OFF, HUNG_UP, Relay, Upstream, events
 
+EVENTS = "text/event-stream"
 CUT_OFF = (HUNG_UP["code"], BROKE_OFF)
 Keep = Callable[[dict[str, Any]], None]
 
@@ -113,7 +114,7 @@ class Gateway:
         self.keep(call, answer)
         if not call.body.get("stream"):
             return Response(dumps(answer), media_type="application/json")
-        return Response(b"".join(events(answer)), media_type="text/event-stream")
+        return Response(b"".join(events(answer)), media_type=EVENTS)
 
     def keep(self, call: Call, response: dict[str, Any]) -> None:
         """Record what came of a call."""
@@ -173,29 +174,47 @@ async def ended(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Relayed(StreamingResponse):
-    """A stream from the teacher, which is kept however it ends: whole, broken off, or with the client gone."""
+class Relayed(Response):
+    """A stream from the teacher, which is kept however it ends: whole, broken off, or with the client gone.
+
+    Starlette's StreamingResponse does the same by a group of tasks, for a third of the time that the gateway takes.
+    """
 
     def __init__(self, relay: Relay, keep: Keep, open_streams: Gauge) -> None:
-        super().__init__(self.pieces(), media_type="text/event-stream")
+        # Proxies before us must not hold pieces back until they have a page full.
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type=EVENTS)
+        del self.headers["content-length"]
         self.relay, self.keep, self.open_streams = relay, keep, open_streams
-        self.recorded = False
+        self.recorded = self.left = False
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        async for piece in self.relay.passed():
-            yield piece
-        self.record()
-        yield self.relay.end()
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        mine = asyncio.current_task()
+        assert mine is not None
+        listening = asyncio.create_task(self.hear(receive, mine))
+        with self.open_streams.track_inprogress():
+            try:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                async for piece in self.relay.passed():
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                self.record()
+                await send({"type": "http.response.body", "body": self.relay.end(), "more_body": False})
+            except asyncio.CancelledError:
+                if not self.left:
+                    raise
+                mine.uncancel()
+            finally:
+                listening.cancel()
+                self.record()
+                await self.relay.close()
+
+    async def hear(self, receive: Receive, task: asyncio.Task[None]) -> None:
+        """Stop the stream when its client is gone, though the teacher may be silent then."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.left = True
+        task.cancel()
 
     def record(self) -> None:
         if not self.recorded:
             self.recorded = True
             self.keep(self.relay.response_of())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self.open_streams.track_inprogress():
-            try:
-                await super().__call__(scope, receive, send)
-            finally:
-                self.record()
-                await self.relay.close()

@@ -64,3 +64,4 @@ def configure() -> None:
     for name in ("flywheel", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.INFO)
     logging.captureWarnings(True)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # in no line of ours

@@ -65,4 +65,6 @@ class Watched:
                 "workload": call.workload, "served_by": call.served_by, "outcome": call.outcome,
                 "stream": bool(call.body.get("stream")),
             }  # fmt: skip
-        log.info("%s %s", scope["method"], scope["path"], extra=told)
+        if log.isEnabledFor(logging.INFO):  # without `log.info`, which looks up where in the code it was called
+            said = f"{scope['method']} {scope['path']}"
+            log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, said, (), None, extra=told))
