@@ -34,8 +34,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra import webhook
 from infra.database import records
@@ -55,6 +54,22 @@ from infra.telemetry.otlp import Signal
 from infra.telemetry.receiver import receive
 
 
+class App(FastAPI):
+    """FastAPI for everything but calls: its own way to them takes a third of the time that the gateway takes.
+
+    Attributes:
+        calls: What answers a POST of CALLS, within the same layers as the rest.
+    """
+
+    calls: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == CALLS:
+            await self.calls(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def create_app(teacher: Engine | str | None = None, redeploy: Redeploy | None = None) -> FastAPI:
     """The gateway with a teacher behind it: a loaded engine, which it closes at its end, an endpoint's URL, or none.
 
@@ -66,12 +81,11 @@ def create_app(teacher: Engine | str | None = None, redeploy: Redeploy | None = 
     gateway = Gateway(teacher)
     moved = Moved(redeploy)
     exporters = CapacityLimiter(8)  # those that wait for a locked database leave the engines their threads
-    app = FastAPI(title="Flywheel gateway", lifespan=gateway.running, docs_url="/docs")
+    app = App(title="Flywheel gateway", lifespan=gateway.running, docs_url="/docs")
     app.state.gateway = gateway
     tokens = Tokens(settings().tokens.get_secret_value())
-    app.add_middleware(Door, tokens=tokens, rate=RateLimit(settings().rate_limit), gateway=gateway)
-    app.add_middleware(Told)
-    app.add_middleware(Watched, metrics=gateway.metrics)
+    door = {"tokens": tokens, "rate": RateLimit(settings().rate_limit), "gateway": gateway}
+    layers: list[tuple[Any, dict[str, Any]]] = [(Door, door), (Told, {}), (Watched, {"metrics": gateway.metrics})]
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, problem: HTTPException) -> Response:
@@ -82,16 +96,18 @@ def create_app(teacher: Engine | str | None = None, redeploy: Redeploy | None = 
     async def unfit(request: Request, problem: RequestValidationError) -> Response:
         return Refused(422, str(problem.errors()[0]["msg"])).response(request)
 
-    class Complete:
-        """Plain ASGI: FastAPI's way to a function that asks it for nothing takes a fifth of the gateway's time."""
+    async def complete(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if request.method != "POST":
+            raise Refused(405, f"Method Not Allowed: {request.method} {CALLS}", headers={"allow": "POST"})
+        request.state.call = call = call_of(request, await body.asked(request))
+        answer = await gateway.complete(call, request.headers.get("authorization", ""))
+        await answer(scope, receive, send)
 
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            request = Request(scope, receive)
-            request.state.call = call = call_of(request, await body.asked(request))
-            answer = await gateway.complete(call, request.headers.get("authorization", ""))
-            await answer(scope, receive, send)
-
-    app.router.routes.append(Route(CALLS, Complete(), methods=["POST"]))
+    app.calls = complete
+    for layer, needs in layers:
+        app.calls = layer(app.calls, **needs)
+        app.add_middleware(layer, **needs)
 
     @app.post("/v1/feedback")
     async def feedback(request: Request) -> Response:

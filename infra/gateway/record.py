@@ -2,7 +2,7 @@
 
 Nobody waits for the database but feedback, which is told what became of it. A record is redacted, appended to the
 journal (`journal.py`), and put into a queue; with that it is safe, and its customer is answered. Behind the queue one
-writer stores what has come in a tenth of a second in one transaction. Where the queue is full, or the database takes
+writer stores what has come in a quarter of a second in one transaction. Where the queue is full, or the database takes
 nothing, the journal alone has the record, which is `spooled` then, until the database takes it from there. Where the
 journal cannot be written, records wait in the queue. Lost is one that finds no room in either, and the log says so.
 
@@ -33,7 +33,7 @@ from infra.settings import SetupError
 
 log = logging.getLogger("flywheel.gateway")
 STORE_SECONDS = 3.0  # SQLite alone would wait a minute for a lock, and whoever gives feedback with it
-GATHER_SECONDS = 0.1
+GATHER_SECONDS = 0.25
 OPEN_SECONDS = 30.0
 POLL_SECONDS = 1.0
 CLOSE_SECONDS = 10.0

@@ -8,7 +8,7 @@ import logging
 import time
 from uuid import uuid4
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.gateway.metrics import Metrics
@@ -39,7 +39,7 @@ class Watched:
             nonlocal status, first
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = id
+                message["headers"] = [*message["headers"], (b"x-request-id", id.encode())]
             elif first is None and message.get("body"):
                 first = time.monotonic()
             await send(message)
