@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from infra.gateway.access import RateLimit, Tokens, require_tokens
-from infra.gateway.app import create_app, serve
+from infra.gateway.app import create_app
 from infra.gateway.errors import Refused
+from infra.gateway.server import serve
 from infra.settings import SetupError
 from tests.conftest import living_in
 from tests.infra.gateway.conftest import Teacher, eventually

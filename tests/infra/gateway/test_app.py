@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select
 
 from infra import registry
@@ -22,6 +23,7 @@ from infra.gateway.app import create_app
 from tests.models import PREFIX
 
 MESSAGES, TOOLS = PREFIX.restore([{"role": "user", "content": "where is order 48213"}])
+LISTENING: list[str] = []
 ASK: dict[str, Any] = {"model": "shop", "messages": MESSAGES, "tools": TOOLS}
 
 
@@ -43,11 +45,21 @@ def listening(app: Any) -> Iterator[str]:
     while not server.started:
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.02)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    LISTENING.append(url)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield url
     finally:
+        LISTENING.remove(url)
         server.should_exit = True
         thread.join()
+
+
+def counted(url: str) -> dict[str, float]:
+    """The gateway's counters, by name and labels."""
+    text = httpx.get(f"{url}/metrics", timeout=60).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {" ".join([sample.name, *sorted(sample.labels.values())]): sample.value for sample in samples}
 
 
 def promote(folder: Path) -> str:
@@ -57,6 +69,10 @@ def promote(folder: Path) -> str:
 
 
 def rows(table: type) -> list[Any]:
+    """What is in the database when nothing is on its way there."""
+    for url in LISTENING:
+        while counted(url)["flywheel_records_waiting"]:
+            time.sleep(0.02)
     with session(write=False) as db:
         return list(db.scalars(select(table).order_by(table.id)))
 
