@@ -77,6 +77,11 @@ def rows(table: type) -> list[Any]:
         return list(db.scalars(select(table).order_by(table.id)))
 
 
+def in_time(table: type) -> list[Any]:
+    """The same by the time of the call: what is stored together is not stored in order."""
+    return sorted(rows(table), key=lambda row: row.at)
+
+
 def test_a_call_is_answered_and_recorded_and_feedback_finds_it(home: Path, artifact: Callable[..., Path]) -> None:
     async def scene() -> dict[str, Any]:
         async with gateway(load(artifact())) as client:
@@ -152,7 +157,9 @@ def test_where_a_classifier_abstains_the_teacher_answers(
     answers = asyncio.run(scene())
     assert answers[0]["choices"][0]["message"] == {"role": "assistant", "content": "shipping"}
     assert [registry.is_student(answer["model"]) for answer in answers] == [True, False]
-    assert [registry.is_student(row.model) for row in rows(Interaction)] == [True, False], "each call is recorded once"
+    assert [registry.is_student(row.model) for row in in_time(Interaction)] == [True, False], (
+        "each call is recorded once"
+    )
 
 
 def test_without_a_teacher_an_abstention_is_said(home: Path, labelled: Callable[..., Path]) -> None:
@@ -195,7 +202,7 @@ def test_an_endpoint_teacher_is_forwarded_and_recorded(home: Path, artifact: Cal
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/event-stream" if stream else "application/json")
     # Both gateways share one database here; each has recorded the call under an id of its own.
-    theirs, stored = rows(Interaction)
+    stored, theirs = in_time(Interaction)
     assert stored.response["choices"] == theirs.response["choices"]
     assert (stored.response["upstream_id"], stored.external_id in answer.text) == (theirs.external_id, True)
 
