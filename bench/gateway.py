@@ -7,7 +7,7 @@ chunks, 5 ms apart), the gateway with it as its teacher, and a load generator fo
 bare, gateway, gateway, bare, in one run, so that both see the same machine. Arrivals are a Poisson process whose times
 are drawn before the round begins, and a request's time counts from when it was due and not from when it could be sent:
 a server that stalls is charged for all who came meanwhile (no coordinated omission). Upstream and generator are bare
-asyncio protocols, which cost a tenth of what the gateway does. Everything shares this machine's cores, with whatever
+asyncio protocols. Everything shares this machine's cores, with whatever
 else runs there: the milliseconds are an upper bound, and the bare column says how much of that is the machine.
 
 At the end the database must hold every call that was answered, and the 1,000 streams, which are open at once, must all
