@@ -54,7 +54,7 @@ def main() -> int:
     from flows.__main__ import complain, quiet_environment
 
     quiet_environment()
-    from infra.gateway.app import serve
+    from infra.gateway.server import serve
 
     try:
         serve(app(), settings().host, settings().gateway_port)

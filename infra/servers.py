@@ -43,7 +43,7 @@ class Servers:
         for process in reversed(self.running.values()):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 10 + settings().drain_seconds  # the gateway lets its answers end
         for process in self.running.values():
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -86,6 +87,12 @@ class Settings(BaseSettings):
     )
     rate_limit: int = Field(0, ge=0, description="Requests a minute that a client may send the gateway; 0 is no limit")
     body_limit_mb: int = Field(32, ge=1, le=1024, description="The largest body that the gateway reads, in MiB")
+    drain_seconds: int = Field(
+        25, ge=0, description="Seconds that a gateway which is told to stop gives the answers that are on their way"
+    )
+    log: Literal["", "json", "text"] = Field(
+        "", description="Form of the gateway's log: `json` or `text`. Default: text on a terminal, else JSON"
+    )
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of Prefect's server and UI")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of MLflow's server and UI")
     torchrun: str = Field(

@@ -6,6 +6,7 @@ for writers (WAL), nor writers for them.
 """
 
 import errno
+import os
 import shutil
 import sqlite3
 import time
@@ -80,6 +81,28 @@ def empty_log() -> None:
             connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         finally:
             connection.close()
+
+
+def to_disk() -> None:
+    """See to it that what was committed is on the disk, where a power cut leaves it.
+
+    PostgreSQL has seen to that at the commit, unless it is configured not to. SQLite in WAL mode with
+    `synchronous=NORMAL` has written its log, and what it has moved from there into its file it has synced before.
+    """
+    url = settings().database_url
+    file = make_url(url).database
+    if not url.startswith("sqlite") or not file or file == ":memory:":
+        return
+    log = Path(f"{file}-wal")
+    for path, flags in ((log, os.O_RDWR), (log.parent, os.O_RDONLY)):
+        try:
+            opened = os.open(path, flags)  # SQLite has its locks on other files: closing this one gives up none
+        except FileNotFoundError:  # its last connection was closed, which has moved all of the log
+            continue
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def engine(url: str) -> Engine:

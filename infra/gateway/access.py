@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +25,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infra.gateway.errors import Refused
 from infra.settings import SetupError, settings
 from infra.webhook import PATH as SIGNED  # its calls have a signature instead of a token
+
+if TYPE_CHECKING:
+    from infra.gateway.calls import Gateway
 
 SHORTEST = 16
 MAKE_ONE = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
@@ -127,15 +131,21 @@ class RateLimit:
 
 
 class Door:
-    """ASGI middleware before every POST: who is it, and is it their turn; `scope["state"]["client"]` is who."""
+    """ASGI middleware before every POST: who is it, and is it their turn; `scope["state"]["client"]` is who.
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, rate: RateLimit) -> None:
-        self.app, self.tokens, self.rate = app, tokens, rate
+    Nobody's turn comes any more once the gateway is stopping.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: Tokens, rate: RateLimit, gateway: "Gateway") -> None:
+        self.app, self.tokens, self.rate, self.gateway = app, tokens, rate, gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
+        if self.gateway.stopping:
+            again = {"retry-after": "1", "connection": "close"}
+            raise Refused(503, "the gateway is stopping; try again", code="stopping", headers=again)
         client = None
         if self.tokens.known and scope["path"] != SIGNED:
             client = self.tokens.client(Headers(scope=scope).get("authorization", ""))
@@ -146,6 +156,9 @@ class Door:
                 )  # fmt: skip
         scope.setdefault("state", {})["client"] = client
         left = self.rate.take(client or (scope.get("client") or ("",))[0])
+        if not left:
+            await self.app(scope, receive, send)
+            return
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -48,20 +48,24 @@ def document(raw: bytes) -> dict[str, Any]:
     said = loads(raw)
     if not isinstance(said, dict):
         raise Rejected(f"no JSON object: it is {kind(said)}")
-    level: list[Any] = [said]
-    for _ in range(DEEPEST):
-        level = [below for one in level for below in (one.values() if isinstance(one, dict) else one)]
-        level = [below for below in level if isinstance(below, dict | list)]
-        if not level:
-            break
-    else:
-        raise Rejected(f"no JSON: nested over {DEEPEST} levels deep")
+    if raw.count(b"{") + raw.count(b"[") > DEEPEST:
+        _require_shallow(said)
     if HALF_A_PAIR.search(raw):
         try:
             json.dumps(said, ensure_ascii=False).encode()
         except UnicodeEncodeError as problem:
             raise Rejected("no JSON: half of a surrogate pair (\\ud800 to \\udfff) stands alone") from problem
     return said
+
+
+def _require_shallow(said: dict[str, Any]) -> None:
+    level: list[Any] = [said]
+    for _ in range(DEEPEST):
+        level = [below for one in level for below in (one.values() if isinstance(one, dict) else one)]
+        level = [below for below in level if isinstance(below, dict | list)]
+        if not level:
+            return
+    raise Rejected(f"no JSON: nested over {DEEPEST} levels deep")
 
 
 async def asked(request: Request) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Records that the database could not take: lines of JSON in `home/spool`, a file a day, until it can.
+"""The spool: lines of JSON in `home/spool`, each written before its customer has the answer, until the database has it.
 
 A line is whole, with its id and time, so that storing it twice is storing it once: the gateway that drains its spool,
-another gateway of the same home, and `flywheel ingest gateway` may all read it at once. A line is on the disk before
-its customer is answered. Writers hold the file's lock for the length of a write; a file is deleted, under the same
-lock, when every line that it has is in the database, as a row or in quarantine.
+another gateway of the same home, and `flywheel ingest gateway` may all read it at once. Every gateway writes to files
+of its own (`journal.py`), and keeps a lock on `NAME.live` for as long as it lives, which the system takes from it
+however it ends. Files of one that lives are its own affair; all others are whoever's drains them first. A file is
+deleted, under its lock, when every line that it has is in the database, as a row or in quarantine, and on the disk
+there: SQLite alone has a commit on the disk only some time later.
 """
 
 import fcntl
@@ -19,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as NoConnection
 
 from infra.database.jsontext import Rejected, loads
 from infra.database.records import parse
-from infra.database.session import session
+from infra.database.session import session, to_disk
 from infra.database.store import Fate, Record, accept
 from infra.privacy.redaction import redactor
 from infra.settings import SetupError, settings
@@ -66,8 +68,37 @@ def folder() -> Path:
 
 
 def files(place: Path) -> list[Path]:
-    """The spool files in a folder that hold anything, the oldest first."""
-    return [file for file in sorted(place.glob("*.jsonl")) if (size := size_of(file)) and size > 0]
+    """The spool files in a folder that hold anything and whose gateway does not live, the oldest first."""
+    found = [file for file in sorted(place.glob("*.jsonl")) if size_of(file)]
+    living: dict[str, bool] = {}
+    for file in found:
+        name = owner(file)
+        if name not in living:
+            living[name] = _lives(place / f"{name}.live")
+    return [file for file in found if not living[owner(file)]]
+
+
+def owner(file: Path) -> str:
+    """Name of the gateway that a file is of."""
+    return file.stem.rpartition("-")[2]
+
+
+def _lives(mark: Path) -> bool:
+    """Whether somebody holds the lock; the mark of one that does not is taken away."""
+    try:
+        with mark.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mark.unlink(missing_ok=True)
+        return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+
+
+def size() -> int:
+    """Bytes in this home's spool, those of gateways that live included."""
+    return sum(map(size_of, folder().glob("*.jsonl")))
 
 
 def size_of(file: Path) -> int:
@@ -75,37 +106,6 @@ def size_of(file: Path) -> int:
         return file.stat().st_size
     except FileNotFoundError:  # drained since it was listed
         return 0
-
-
-def append(line: bytes) -> None:
-    """Write a line to today's file, which only its owner can read, and see it to the disk.
-
-    Raises:
-        OSError: There is no room, or no right to. Nothing of the line is left in the file then.
-    """
-    place = folder()
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = place / f"{datetime.now(UTC):%Y-%m-%d}.jsonl"
-    while True:
-        with (
-            open(path, "ab+", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600)) as file,
-            locked(file),
-        ):
-            if not _is_at(path, file):  # drained and deleted while we waited for the lock
-                continue
-            before = file.seek(0, os.SEEK_END)
-            torn = before and os.pread(file.fileno(), 1, before - 1) != b"\n"  # a writer was killed in its write
-            left = (b"\n" if torn else b"") + line + b"\n"
-            try:
-                while left:
-                    left = left[file.write(left) or 0 :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(before)
-                raise
-        if not before:
-            _sync(place)
-        return
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
@@ -119,8 +119,8 @@ def lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
             yield number, line.rstrip(b"\n"), file.tell()
 
 
-def drain(path: Path) -> int:
-    """Store what a file holds and delete it, unless more was added meanwhile; how many rows were new.
+def drain(path: Path) -> list[Fate]:
+    """Store what a file holds and delete it, unless more was added meanwhile; what became of each line.
 
     Raises:
         Exception: One of AWAY: the database takes nothing now; the file stays as it is.
@@ -128,24 +128,27 @@ def drain(path: Path) -> int:
     try:
         file = path.open("rb")
     except FileNotFoundError:  # another has drained it
-        return 0
-    new, batch, weight = 0, [], 0
+        return []
+    fates: list[Fate] = []
+    batch: list[Record] = []
+    weight = 0
     with file:
         for number, raw, _ in lines(file):
             batch.append(read(raw, f"{path}:{number}"))
             weight += len(raw)
             if len(batch) == BATCH_ROWS or weight > BATCH_BYTES:
-                new += _stored(batch)
+                fates += _stored(batch)
                 batch, weight = [], 0
-        new += _stored(batch) if batch else 0
+        fates += _stored(batch) if batch else []
+        to_disk()
         with locked(file):
-            if _is_at(path, file) and os.fstat(file.fileno()).st_size == file.tell():
+            if is_at(path, file) and os.fstat(file.fileno()).st_size == file.tell():
                 path.unlink()
-    return new
+    return fates
 
 
-def _stored(batch: Sequence[Record]) -> int:
-    return [fate for fate, _ in put(batch)].count("stored")
+def _stored(batch: Sequence[Record]) -> list[Fate]:
+    return [fate for fate, _ in put(batch)]
 
 
 @contextmanager
@@ -157,17 +160,9 @@ def locked(file: BinaryIO) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _is_at(path: Path, file: BinaryIO) -> bool:
+def is_at(path: Path, file: BinaryIO) -> bool:
+    """Whether the open file still has its name: it has not when it was drained, or rewritten to erase somebody."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
-
-
-def _sync(place: Path) -> None:
-    """See a new file's name to the disk."""
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

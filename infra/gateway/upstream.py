@@ -8,22 +8,32 @@ The endpoint's key is FLYWHEEL_TEACHER_KEY. Without it the client's own Authoriz
 gateway has tokens: the header holds one of them then.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
+import aiohttp
 import httpx
+from yarl import URL
 
-from infra.database.jsontext import Rejected
+from infra.database.jsontext import Rejected, dumps
 from infra.database.messages import assembled
 from infra.gateway.body import document
 from infra.gateway.errors import Failed
 from infra.settings import settings
 
+AWAY = (aiohttp.ClientError, TimeoutError, OSError)
 HUNG_UP = {
     "message": "the client hung up, or the gateway was stopped", "type": "cut_off", "param": None,
     "code": "client_disconnected",
 }  # fmt: skip
+BROKE_OFF = "teacher_broke_off"
+SILENCE_SECONDS, CONNECT_SECONDS, END_SECONDS = 600, 10, 1
+# Servers of models close a connection that was idle for 5 s (uvicorn's default): a request must not meet that.
+KEEP_SECONDS = 4
 
 
 class Upstream:
@@ -31,71 +41,86 @@ class Upstream:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self.shown = str(httpx.URL(self.url).copy_with(username="", password="", query=None))
-        self.client = httpx.AsyncClient(timeout=httpx.Timeout(600, connect=10))
+        self.shown = str(URL(self.url).with_user(None).with_query(None)).rstrip("/")
+        self.made: aiohttp.ClientSession | None = None
 
-    async def whole(self, body: dict[str, Any], authorization: str) -> dict[str, Any]:
-        """The answer, with the endpoint's own id.
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """Connections to the endpoint, as many as there are calls; made in the loop that uses them."""
+        if self.made is None:
+            limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+            secure = httpx.create_ssl_context()  # as all our clients: certifi's authorities, or SSL_CERT_FILE's
+            connector = aiohttp.TCPConnector(limit=0, ssl=secure, keepalive_timeout=KEEP_SECONDS)
+            self.made = aiohttp.ClientSession(connector=connector, timeout=limits, proxy=_proxy(URL(self.url)))
+        return self.made
+
+    async def close(self) -> None:
+        if self.made:
+            await self.made.close()
+
+    async def open(self, body: dict[str, Any], authorization: str) -> aiohttp.ClientResponse:
+        """The response to a request, its head read and its body not.
 
         Raises:
             Failed: There is none: 504 if it took too long, the endpoint's status if that concerns the client, else 502.
         """
-        return await self.read(await self.open(body, authorization))
-
-    async def open(self, body: dict[str, Any], authorization: str) -> httpx.Response:
-        """The response to a request, its head read and its body not. Raises Failed, as `whole` does."""
         chosen = settings()
         key = chosen.teacher_key.get_secret_value()
         if key or chosen.tokens.get_secret_value():
             authorization = f"Bearer {key}" if key else ""
-        request = self.client.build_request(
-            "POST", f"{self.url}/chat/completions", json={**body, "model": chosen.teacher_model or body["model"]},
-            headers={"authorization": authorization} if authorization else {},
-        )  # fmt: skip
+        headers = {"content-type": "application/json", **({"authorization": authorization} if authorization else {})}
+        asked = dumps({**body, "model": chosen.teacher_model or body["model"]})
         try:
-            response = await self.client.send(request, stream=True)
-            if not response.is_success:
-                await response.aread()
-                raise self.failed(response, authorization)
-        except httpx.HTTPError as problem:
+            response = await self.session.post(
+                f"{self.url}/chat/completions", data=asked, headers=headers, allow_redirects=False
+            )
+            if not 200 <= response.status < 300:
+                raise self.failed(response, await response.read(), authorization)
+        except AWAY as problem:
             raise self.away(problem) from problem
         return response
 
-    async def read(self, response: httpx.Response) -> dict[str, Any]:
-        """The rest of a response, as an answer. Raises Failed, as `whole` does."""
+    async def read(self, response: aiohttp.ClientResponse) -> dict[str, Any]:
+        """The rest of a response, as an answer. Raises Failed, as `open` does."""
         try:
-            answer = document(await response.aread())
-        except httpx.HTTPError as problem:
+            raw = await response.read()
+            answer = document(raw)
+        except AWAY as problem:
             raise self.away(problem) from problem
         except Rejected as problem:
             said = f"the teacher at {self.shown} gave no answer: {problem}"
             raise Failed(502, said, code="teacher_failed") from problem
         if not answer.get("choices"):
-            raise self.failed(response, "")
+            raise self.failed(response, raw, "")
         return answer
 
-    def away(self, problem: httpx.HTTPError) -> Failed:
-        late = isinstance(problem, httpx.TimeoutException)
+    def away(self, problem: Exception) -> Failed:
+        late = isinstance(problem, TimeoutError)
         said = f"{type(problem).__name__}: {problem}".rstrip(": ")
         return Failed(504 if late else 502, f"the teacher at {self.shown} failed: {said}", code="teacher_failed")
 
-    def failed(self, response: httpx.Response, authorization: str) -> Failed:
+    def failed(self, response: aiohttp.ClientResponse, raw: bytes, authorization: str) -> Failed:
         """What the endpoint says is wrong, as it says it; without the key, if it repeats that."""
-        text = response.text
+        text = raw.decode(errors="replace")
         secret = authorization.rpartition(" ")[2]
         text = text.replace(secret, "***") if secret else text
         try:
             said: Any = json.loads(text)["error"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            said = f"{response.status_code} {text[:500]}".strip()
+            said = f"{response.status} {text[:500]}".strip()
         told = {"message": said} if isinstance(said, str) else said if isinstance(said, dict) else {}
         # Not the client's fault: the key is ours.
-        ours = response.status_code in (401, 403) and bool(settings().teacher_key or settings().tokens)
-        status = response.status_code if response.is_error and not ours else 502
+        ours = response.status in (401, 403) and bool(settings().teacher_key or settings().tokens)
+        status = response.status if response.status >= 400 and not ours else 502
         again = {name: response.headers[name] for name in ("retry-after",) if name in response.headers}
         problem = Failed(status, f"the teacher at {self.shown} gave no answer", code="teacher_failed", headers=again)
         problem.error |= {name: value for name, value in told.items() if name in problem.error}
         return problem
+
+
+def _proxy(url: URL) -> str | None:
+    """The proxy that the environment names for an address."""
+    return None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)
 
 
 class Relay:
@@ -107,28 +132,41 @@ class Relay:
         done: Whether the endpoint said that it has said everything.
     """
 
-    def __init__(self, response: httpx.Response, id: str) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, id: str) -> None:
         self.response, self.id = response, id
         self.chunks: list[dict[str, Any]] = []
         self.theirs: Any = None
         self.problem, self.done = "", False
 
     async def passed(self) -> AsyncIterator[bytes]:
-        """The endpoint's lines, all but the end."""
+        """The endpoint's lines, all but the end; those that come together are passed on together."""
+        rest = b""
         try:
-            async for line, ended in _lines(self.response):
-                if line.startswith(b"data:"):
-                    said = line[5:].strip()
-                    if said == b"[DONE]":
-                        self.done = True
-                        return
-                    passed = self._noted(said) or (line if ended else b"")  # half a chunk is for nobody
-                else:
-                    passed = line
-                yield passed + b"\n"
-            self.problem = "the connection was closed"
-        except httpx.HTTPError as problem:
+            async for block in self.response.content.iter_any():
+                *lines, rest = (rest + block).split(b"\n")
+                passed = [self._passed(line.removesuffix(b"\r"), True) for line in lines if not self.done]
+                if passed and (together := b"".join(passed)):
+                    yield together
+                if self.done:
+                    return
+            if rest and (last := self._passed(rest, False)):
+                yield last
+            if not self.done:
+                self.problem = "the connection was closed"
+        except AWAY as problem:
             self.problem = f"{type(problem).__name__}: {problem}".rstrip(": ")
+
+    def _passed(self, line: bytes, ended: bool) -> bytes:
+        """A line as it is passed on: with our id, and without the end of the stream or half a chunk at it."""
+        if self.done:
+            return b""
+        if line.startswith(b"data:"):
+            said = line[5:].strip()
+            if said == b"[DONE]":
+                self.done = True
+                return b""
+            line = self._noted(said) or (line if ended else b"")
+        return line + b"\n"
 
     def _noted(self, said: bytes) -> bytes | None:
         try:
@@ -139,7 +177,15 @@ class Relay:
             self.theirs = self.theirs or chunk.get("id")
             chunk["id"] = self.id
         self.chunks.append(chunk)
-        return b"data: " + json.dumps(chunk).encode()
+        return b"data: " + dumps(chunk)
+
+    async def close(self) -> None:
+        """Give the connection back; it is kept for the next call where the endpoint has ended its answer."""
+        with suppress(*AWAY):
+            async with asyncio.timeout(END_SECONDS if self.done else 0):
+                while not self.response.content.at_eof():
+                    await self.response.content.readany()
+        self.response.close()
 
     @property
     def whole(self) -> bool:
@@ -160,9 +206,9 @@ class Relay:
         if said:
             return said[0] if isinstance(said[0], dict) else {"message": str(said[0])}
         if self.problem:
-            return Failed(502, f"the teacher broke off its answer: {self.problem}", code="teacher_broke_off").error
+            return Failed(502, f"the teacher broke off its answer: {self.problem}", code=BROKE_OFF).error
         if self.done:
-            return Failed(502, "the teacher ended its answer without a finish_reason", code="teacher_broke_off").error
+            return Failed(502, "the teacher ended its answer without a finish_reason", code=BROKE_OFF).error
         return dict(HUNG_UP)
 
     def end(self) -> bytes:
@@ -171,7 +217,7 @@ class Relay:
             return b"data: [DONE]\n\n"
         if any(chunk.get("error") for chunk in self.chunks):
             return b"\n"
-        return b"\ndata: " + json.dumps({"error": self.error}).encode() + b"\n\n"
+        return b"\ndata: " + dumps({"error": self.error}) + b"\n\n"
 
     def response_of(self) -> dict[str, Any]:
         """What there is of the answer, in one piece, with the error that it ended in."""
@@ -186,17 +232,6 @@ class Relay:
 def _choices(chunk: dict[str, Any]) -> list[dict[str, Any]]:
     choices = chunk.get("choices")
     return [part for part in choices if isinstance(part, dict)] if isinstance(choices, list) else []
-
-
-async def _lines(response: httpx.Response) -> AsyncIterator[tuple[bytes, bool]]:
-    """Each line, and whether it has its end."""
-    rest = b""
-    async for block in response.aiter_bytes():
-        *whole, rest = (rest + block).split(b"\n")
-        for line in whole:
-            yield line.removesuffix(b"\r"), True
-    if rest:
-        yield rest, False
 
 
 def events(answer: dict[str, Any]) -> list[bytes]:
@@ -215,4 +250,4 @@ def events(answer: dict[str, Any]) -> list[bytes]:
         ]
     if answer.get("usage"):
         chunks[-1]["usage"] = answer["usage"]
-    return [*(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks), b"data: [DONE]\n\n"]
+    return [*(b"data: " + dumps(chunk) + b"\n\n" for chunk in chunks), b"data: [DONE]\n\n"]

@@ -1,9 +1,10 @@
-"""What our own gateway recorded while the database was away: the spool files of this home, or of another.
+"""What our own gateway left in its spool when it ended while the database was away: of this home, or of another.
 
-Everything else that it recorded is in the database already. The gateway drains its spool by itself once the database
-is back; this reads it where no gateway runs any more, or where the spool was carried here from another machine. The
-records have the ids that the gateway gave them, so that reading a file twice, or while the gateway drains it, adds
-nothing. A spool file has no cursor: it is read whole until the gateway deletes it.
+Everything else that it recorded is in the database already, or on its way: a gateway that runs, or the next one that
+begins on this home, drains the spool by itself once the database is back. This reads it where no gateway runs any more,
+or where the spool was carried here from another machine. The records have the ids that the gateway gave them, so that
+reading a file twice, or while a gateway drains it, adds nothing. A spool file has no cursor: it is read whole until a
+gateway deletes it.
 """
 
 from collections.abc import Iterator, Mapping

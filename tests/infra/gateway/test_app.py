@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select
 
 from infra import registry
@@ -22,6 +23,7 @@ from infra.gateway.app import create_app
 from tests.models import PREFIX
 
 MESSAGES, TOOLS = PREFIX.restore([{"role": "user", "content": "where is order 48213"}])
+LISTENING: list[str] = []
 ASK: dict[str, Any] = {"model": "shop", "messages": MESSAGES, "tools": TOOLS}
 
 
@@ -43,11 +45,21 @@ def listening(app: Any) -> Iterator[str]:
     while not server.started:
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.02)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    LISTENING.append(url)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield url
     finally:
+        LISTENING.remove(url)
         server.should_exit = True
         thread.join()
+
+
+def counted(url: str) -> dict[str, float]:
+    """The gateway's counters, by name and labels."""
+    text = httpx.get(f"{url}/metrics", timeout=60).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {" ".join([sample.name, *sorted(sample.labels.values())]): sample.value for sample in samples}
 
 
 def promote(folder: Path) -> str:
@@ -57,8 +69,17 @@ def promote(folder: Path) -> str:
 
 
 def rows(table: type) -> list[Any]:
+    """What is in the database when nothing is on its way there."""
+    for url in LISTENING:
+        while counted(url)["flywheel_records_waiting"]:
+            time.sleep(0.02)
     with session(write=False) as db:
         return list(db.scalars(select(table).order_by(table.id)))
+
+
+def in_time(table: type) -> list[Any]:
+    """The same by the time of the call: what is stored together is not stored in order."""
+    return sorted(rows(table), key=lambda row: row.at)
 
 
 def test_a_call_is_answered_and_recorded_and_feedback_finds_it(home: Path, artifact: Callable[..., Path]) -> None:
@@ -136,7 +157,9 @@ def test_where_a_classifier_abstains_the_teacher_answers(
     answers = asyncio.run(scene())
     assert answers[0]["choices"][0]["message"] == {"role": "assistant", "content": "shipping"}
     assert [registry.is_student(answer["model"]) for answer in answers] == [True, False]
-    assert [registry.is_student(row.model) for row in rows(Interaction)] == [True, False], "each call is recorded once"
+    assert [registry.is_student(row.model) for row in in_time(Interaction)] == [True, False], (
+        "each call is recorded once"
+    )
 
 
 def test_without_a_teacher_an_abstention_is_said(home: Path, labelled: Callable[..., Path]) -> None:
@@ -179,7 +202,7 @@ def test_an_endpoint_teacher_is_forwarded_and_recorded(home: Path, artifact: Cal
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/event-stream" if stream else "application/json")
     # Both gateways share one database here; each has recorded the call under an id of its own.
-    theirs, stored = rows(Interaction)
+    stored, theirs = in_time(Interaction)
     assert stored.response["choices"] == theirs.response["choices"]
     assert (stored.response["upstream_id"], stored.external_id in answer.text) == (theirs.external_id, True)
 

@@ -70,7 +70,7 @@ def test_a_stream_is_passed_on_and_recorded_as_one_answer(url: str, teacher: typ
     assert last == "[DONE]"
     said = "".join(part["delta"].get("content", "") for one in chunks for part in one["choices"])
     assert said == "On its On its way\u2028\x85!"
-    stored = rows(Interaction)[1]
+    stored = max(rows(Interaction), key=lambda row: row.at)
     assert {one["id"] for one in chunks} == {stored.external_id} and stored.response["upstream_id"] == "chatcmpl-7"
     assert answer_of(stored.response) == {"role": "assistant", "content": said}
     assert (stored.prompt_tokens, stored.completion_tokens, stored.model) == (7, 3, "big")
@@ -269,14 +269,14 @@ def test_a_champion_that_breaks_is_recorded_beside_the_teachers_answer(
         broken = {**ASK, "max_tokens": "many"}
         answer = httpx.post(f"{url}/v1/chat/completions", json=broken, timeout=60)
         assert answer.status_code == 200 and answer.json()["choices"][0]["message"] == ANSWER
-        tried, answered = rows(Interaction)
+        answered, tried = sorted(rows(Interaction), key=lambda row: row.external_id)
         assert registry.is_student(tried.model) and tried.response["error"]["code"] == "engine_failed"
         assert answer_of(tried.response) is None and answer_of(answered.response) == ANSWER
         assert tried.conversation != answered.conversation
 
 
 SERVER = (
-    "import sys\nfrom infra.gateway.app import create_app, serve\n"
+    "import sys\nfrom infra.gateway.app import create_app\nfrom infra.gateway.server import serve\n"
     "serve(create_app(sys.argv[1]), '127.0.0.1', int(sys.argv[2]))"
 )
 
@@ -297,7 +297,7 @@ def test_a_gateway_that_is_stopped_records_what_it_was_in_the_middle_of(
 
     teacher.scripts["shop"] = talk
     port = free_port()
-    environment = {**os.environ, "FLYWHEEL_MLFLOW": registry_uri}
+    environment = {**os.environ, "FLYWHEEL_MLFLOW": registry_uri, "FLYWHEEL_DRAIN_SECONDS": "1"}
     process = subprocess.Popen([sys.executable, "-c", SERVER, teacher.url, str(port)], cwd=ROOT, env=environment)
     try:
         url = f"http://127.0.0.1:{port}"
@@ -315,7 +315,7 @@ def test_a_gateway_that_is_stopped_records_what_it_was_in_the_middle_of(
                     client.post(f"{url}/v1/chat/completions", json=body, timeout=1)
                 eventually(lambda: len(teacher.asked) > asked)
                 process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            assert process.wait(30) == 0
             if stream:
                 answer.close()
     finally:
