@@ -96,7 +96,7 @@ def test_a_killed_turn_lets_go_and_a_cancelled_one_is_gone_with_its_children_and
     killed = begun(house, **SLOW)
     processes = training(house)
     os.kill(processes[0].pid, signal.SIGKILL)
-    psutil.wait_procs(processes, timeout=20)
+    psutil.wait_procs(processes, timeout=60)
     assert not [process for process in processes if alive(process)]
     assert house.ended("flywheel/flywheel", id=killed)["state_type"] == "CRASHED"
 
