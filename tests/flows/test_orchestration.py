@@ -40,8 +40,10 @@ def training(house: House) -> list[psutil.Process]:
     """The processes of a turn that trains, torchrun's too; waits for its first steps."""
 
     def trains() -> bool:
-        logs = list((house.home / "students").glob("*.work/train.log"))
-        return bool(logs) and len(holder(house, WORKLOAD).children(recursive=True)) >= 2
+        try:
+            return len(holder(house, WORKLOAD).children(recursive=True)) >= 2
+        except (psutil.NoSuchProcess, OSError):  # the turn has not begun; the file may name the one before
+            return False
 
     house.eventually(trains)
     us = holder(house, WORKLOAD)
