@@ -102,14 +102,14 @@ def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
 
 def main(job: str, attended: bool) -> None:
     """One of torchrun's processes."""
+    if attended:  # before the imports, which take seconds: it may be over by then
+        threading.Thread(target=end_with_input, daemon=True).start()
     from accelerate import PartialState
     from pydantic import TypeAdapter
 
     from tasks.dataset.frozen import load
     from tasks.students import Causal
 
-    if attended:
-        threading.Thread(target=end_with_input, daemon=True).start()
     asked = json.loads(Path(job).read_text())
     spec: Causal = TypeAdapter(Causal).validate_python(asked["student"])
     try:

@@ -29,6 +29,7 @@ from infra.database.tables import (
     RolloutCall,
     RolloutDecision,
     Scorecard,
+    Signal,
     Student,
     TeacherAnswer,
     Verdict,
@@ -43,6 +44,7 @@ from tasks import retention
 from tasks.dataset.cases import Window
 from tasks.evaluate import candidates_of
 from tasks.ingest import workloads
+from tasks.signals import SignalSpec, due
 from tasks.teachers.cache import recall
 from tests.tasks.sources.test_jsonl import record
 
@@ -136,6 +138,7 @@ def under_way(some: range) -> dict[type[Base], list[dict[str, Any]]]:
             }
             for n in some
         ],
+        Signal: [{"workload": f"w{n}", "name": "drift", "said": ""} for n in some],
         Promotion: [
             {
                 "workload": f"w{n}", "number": 1, "version": "1", "by": "release", "noticed": "flow", "reason": "",
@@ -179,6 +182,7 @@ def lookups() -> dict[str, Callable[[], object]]:
         "what is under way": lambda: story("w3"),
         "a call of what is under way": lambda: observe(4, [Seen("new", 0, "student", "abc", AT, False, 1.0)]),
         "who serves": lambda: notice("w3", "1", "poll"),
+        "what was told last": lambda: due("w3", [], SignalSpec()),
         "the newest dataset": lambda: reading(select(Dataset.id).where(Dataset.workload == "w3")),
     }
 
