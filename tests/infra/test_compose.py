@@ -80,10 +80,7 @@ def test_every_pool_has_a_worker_and_is_made() -> None:
     made = re.findall(r"flywheel-\w+", " ".join(SERVICES["deployments"]["command"]))
     assert set(made) == pools
     deployments = yaml.safe_load((ROOT / "infra" / "prefect.yaml").read_text())["deployments"]
-    named = {one["work_pool"]["name"] for one in deployments}
-    if named == {"flywheel"}:
-        pytest.skip("infra/prefect.yaml has another pool as yet")
-    assert named == pools
+    assert {one["work_pool"]["name"] for one in deployments} == pools
 
 
 def test_our_images_end_as_another_user_than_root() -> None:
