@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,11 +92,10 @@ def calls(command: str) -> Iterator[list[str]]:
     """The arguments of each `flywheel` in a command, up to a pipe, a bracket or a comment."""
     lexer = shlex.shlex(command.replace("\\\n", " "), posix=True, punctuation_chars=";&|()<>")
     lexer.whitespace_split = True
-    words = list(lexer)
-    for n, word in enumerate(words):
-        if word.rsplit("/", 1)[-1] == "flywheel":
-            ends = [m for m, other in enumerate(words[n:], n) if set(other) <= set(";&|()<>")]
-            yield words[n + 1 : ends[0] if ends else len(words)]
+    for separates, group in groupby(lexer, lambda word: set(word) <= set(";&|()<>")):
+        words = list(dropwhile(lambda word: re.match(r"\w+=", word), group))  # settings stand before a program
+        if not separates and words and words[0].rsplit("/", 1)[-1] == "flywheel":
+            yield words[1:]
 
 
 def changes(diff: str) -> Iterator[tuple[str, str, str]]:

@@ -12,7 +12,8 @@ from flows.__main__ import COMMANDS
 from flows.deployments import deployments, presets, with_preset
 from tests.flows.conftest import ROOT, environment_of, flywheel
 
-NOT_DEPLOYED = {"up", "demo", "forget"}  # they run servers, the shop, and what nobody should press by mistake
+# They run servers or the shop, are for a terminal, or are what nobody should press by mistake.
+NOT_DEPLOYED = {"up", "demo", "forget", "status", "doctor", "backup", "restore"}
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:

@@ -20,7 +20,7 @@ from infra.database import session as sessions
 from infra.database.session import session
 from infra.database.tables import Base, Dataset, Feedback, Interaction, now
 from infra.engines import load
-from infra.gateway import spool
+from infra.gateway.journal import Journal
 from infra.settings import SetupError, settings
 from tasks.backup import backup, restore
 from tasks.doctor.examine import examine
@@ -48,7 +48,7 @@ def fill(home: Path, rows: int = 5) -> None:
         (home / "datasets" / "d2.partial").mkdir()
         (home / "datasets" / "d2.partial" / "half").write_text("half")
         db.add(Dataset(id="d1", workload="shop", path=str(folder), report={}, spec={"a": None}))
-    spool.append(b'{"id": "waits"}')
+    Journal().append(b'{"id": "waits"}')
 
 
 def everything() -> dict[str, list[object]]:
@@ -87,7 +87,7 @@ def test_a_restored_home_serves_the_same_champion_and_rolls_back(lost: tuple[Pat
         restore(path)
         assert (home / "datasets" / "d1" / "train.parquet").read_bytes() == b"rows"
         assert not (home / "datasets" / "d2.partial").exists() and [p.name for p in tmp_path.iterdir()] == ["new"]
-        assert b"waits" in next((home / "spool").iterdir()).read_bytes()
+        assert b"waits" in next((home / "spool").glob("*.jsonl")).read_bytes()
         with session(write=False) as db:
             assert db.scalar(select(Dataset.path)) == str(home / "datasets" / "d1")
         champion = registry.champion("shop/für")

@@ -8,7 +8,7 @@ from sqlalchemy import insert, update
 
 from infra.database.session import session
 from infra.database.tables import Dataset, Interaction, Promotion, Quarantine, Rollout, RolloutDecision, now
-from infra.gateway import spool
+from infra.gateway.journal import Journal
 from tasks.status import alerts, status
 
 
@@ -86,5 +86,5 @@ def test_quarantine_is_told_where_it_is_more_than_a_few(bad: int, good: int, tol
 
 
 def test_a_spool_that_waits_is_told(home: Path) -> None:
-    spool.append(b"{}")
+    Journal().append(b"{}")
     assert names(None) == ["spool"]

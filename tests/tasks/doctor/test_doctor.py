@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 from infra.database.session import close, session
-from infra.gateway import spool
+from infra.gateway.journal import Journal
 from infra.settings import settings
 from tasks.doctor import CHECKS
 from tasks.doctor.examine import examine
@@ -88,7 +88,7 @@ def test_a_database_that_may_only_be_read_is_wrong(postgres: str, tmp_path: Path
 
 
 def test_records_that_wait_and_what_a_dead_run_left_are_told(home: Path) -> None:
-    spool.append(b"{}")
+    Journal().append(b"{}")
     left = home / "datasets" / "x.partial"
     left.mkdir(parents=True)
     old = time.time() - 2 * 86400
