@@ -1,9 +1,9 @@
 """Training in several processes: torchrun as a child in a session of its own, for as long as we live.
 
 The first process writes its events as JSON lines, which become progress, the report or the error; every other line goes
-to the log "flywheel.training" and to `train.log` of the work folder. If this process is cancelled, their input ends, torchrun gets
-SIGTERM, then SIGKILL. What it started has sessions of its own, and ends with its standard input, a pipe from here:
-also where this process is killed.
+to the log "flywheel.training" and to `train.log` of the work folder. What torchrun started has sessions of its own, and
+ends with its standard input, a pipe from here: where this process is cancelled, and also where it is killed. torchrun
+itself then gets SIGTERM, and SIGKILL if it does not hear that.
 
 On several machines `FLYWHEEL_TORCHRUN="--nnodes 2 ..."` starts the first; the log says what to start on the others,
 which need the same FLYWHEEL_HOME and database.
