@@ -41,7 +41,10 @@ class Causal:
     base: Annotated[str, Field(description="Hugging Face id or path; empty takes FLYWHEEL_STUDENT")] = ""
     prune: Annotated[
         Prune | None,
-        Field(description="Cut out of the base before: shares to keep of its layers, heads, mlp and hidden, 1 is all"),
+        Field(
+            title="Prune",
+            description="Cut out of the base before: shares to keep of its layers, heads, mlp and hidden, 1 is all",
+        ),
     ] = None
     start: Annotated[
         Literal["base", "champion"], Field(description="Begin with a fresh adapter, or with that of what serves")
