@@ -1,9 +1,9 @@
 """Training in several processes: torchrun as a child in a session of its own, for as long as we live.
 
 The first process writes its events as JSON lines, which become progress, the report or the error; every other line goes
-to the log "flywheel.training" and to `train.log` of the work folder. If this process is cancelled, torchrun gets
-SIGTERM, then SIGKILL. What it started has sessions of its own, and ends with its standard input, a pipe from here:
-also where this process is killed.
+to the log "flywheel.training" and to `train.log` of the work folder. What torchrun started has sessions of its own, and
+ends with its standard input, a pipe from here: where this process is cancelled, and also where it is killed. torchrun
+itself then gets SIGTERM, and SIGKILL if it does not hear that.
 
 On several machines `FLYWHEEL_TORCHRUN="--nnodes 2 ..."` starts the first; the log says what to start on the others,
 which need the same FLYWHEEL_HOME and database.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 LOG = logging.getLogger("flywheel.training")
-GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+GRACE = 3.0  # seconds from SIGTERM to SIGKILL
 EVENT = '{"event": '
 
 
@@ -88,6 +88,8 @@ def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
     try:
         yield process
     finally:
+        assert process.stdin is not None
+        process.stdin.close()  # what torchrun started ends at once
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             try:
@@ -95,9 +97,8 @@ def running(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def main(job: str, attended: bool) -> None:
