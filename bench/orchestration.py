@@ -2,8 +2,8 @@
 
     python bench/orchestration.py [conversations]
 
-The traffic is the simulated shop's log, with the teacher's answers in it; the turn is the preset `quick`, on a fresh
-home each. Prefect's share is the time of the whole call (its import, the server that it starts where none runs, the
+The traffic is the simulated shop's log, with the teacher's answers in it; the turn is the preset `quick`: the first of a
+fresh home, in which MLflow makes its database, and the next, after another day. Prefect's share is the time of the whole call (its import, the server that it starts where none runs, the
 states of flow and tasks) outside of the stages; MLflow's is the time inside of its client, with its import and the
 copies of the files. Without a server Prefect starts one for the run, which it makes a database for the first time.
 """
@@ -88,12 +88,11 @@ def turn(log: str) -> dict[str, Any]:
     return {"whole": whole, "stages": stages.spent, "mlflow": mlflow.spent, "outcome": outcome["outcome"]}
 
 
-def measured(log: str, address: str | None) -> dict[str, Any]:
-    """A turn in a process and a home of its own."""
-    with tempfile.TemporaryDirectory() as home:
-        given = {"FLYWHEEL_HOME": home, **({"PREFECT_API_URL": f"{address}/api"} if address else {})}
-        done = subprocess.run([sys.executable, __file__, "--turn", log], env={**os.environ, **given},
-                              capture_output=True, text=True, check=True)  # fmt: skip
+def measured(log: Path, address: str | None, home: str) -> dict[str, Any]:
+    """A turn in a process of its own."""
+    given = {"FLYWHEEL_HOME": home, **({"PREFECT_API_URL": f"{address}/api"} if address else {})}
+    done = subprocess.run([sys.executable, __file__, "--turn", str(log)], env={**os.environ, **given},
+                          capture_output=True, text=True, check=True)  # fmt: skip
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -103,17 +102,21 @@ def main(conversations: int) -> None:
     from tests.shop_log import write_log
 
     with tempfile.TemporaryDirectory() as folder, Servers(Path(folder) / "logs") as servers:
-        log = str(write_log(Path(folder) / "day.jsonl", seed=1, conversations=conversations, day=1))
+        days = {
+            name: write_log(Path(folder) / f"{name}.jsonl", seed=day, conversations=conversations, day=day)
+            for day, name in enumerate(("first", "next"), 1)
+        }
         port = str(free_port())
         given = {"PREFECT_HOME": f"{folder}/prefect", "PREFECT_SERVER_API_PORT": port}
         servers.start("prefect", ["prefect", "server", "start", "--host", "127.0.0.1"], given)
         servers.wait_for("prefect", f"http://127.0.0.1:{port}/api/health")
         for name, address in (("a server that runs", f"http://127.0.0.1:{port}"), ("no server", None)):
-            found = measured(log, address)
-            prefect, mlflow = found["whole"] - found["stages"], found["mlflow"]
-            spent = {"Prefect": prefect, "MLflow": mlflow, "both": prefect + mlflow}
-            shares = [f"{what} {part:5.1f} s {part / found['whole']:6.1%}" for what, part in spent.items()]
-            print(f"{name:<20} {found['whole']:6.1f} s in all; {'; '.join(shares)} (verdict: {found['outcome']})")
+            for which, log in days.items():
+                found = measured(log, address, f"{folder}/home of {name}")
+                prefect, mlflow = found["whole"] - found["stages"], found["mlflow"]
+                spent = {"Prefect": prefect, "MLflow": mlflow, "both": prefect + mlflow}
+                shares = "; ".join(f"{what} {s:5.1f} s {s / found['whole']:6.1%}" for what, s in spent.items())
+                print(f"{name}, {which} turn: {found['whole']:6.1f} s; {shares} ({found['outcome']})", flush=True)
 
 
 if __name__ == "__main__":
