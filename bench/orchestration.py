@@ -2,10 +2,11 @@
 
     python bench/orchestration.py [conversations]
 
-The traffic is the simulated shop's log, with the teacher's answers in it; the turn is the preset `quick`: the first of a
-fresh home, in which MLflow makes its database, and the next, after another day. Prefect's share is the time of the whole call (its import, the server that it starts where none runs, the
-states of flow and tasks) outside of the stages; MLflow's is the time inside of its client, with its import and the
-copies of the files. Without a server Prefect starts one for the run, which it makes a database for the first time.
+The traffic is the simulated shop's log, with the teacher's answers in it; the turn is the preset `quick`: the first of
+a fresh home, in which MLflow makes its database, and the next, after another day. Prefect's share is the time of the
+whole call (its import, the server that it starts where none runs, the states of flow and tasks) outside of the stages;
+MLflow's is the time inside of its client, with its import and the copies of the files. Without a server Prefect starts
+one for the run, which it makes a database for the first time.
 """
 
 import json
