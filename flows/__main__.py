@@ -12,6 +12,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -112,8 +113,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]
-        unknown = [word for word in message.split() if word.startswith("--")]
-        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown and "unrecognized" in message else []
+        unknown = [word for word in message.split() if word.startswith("--")] if "unrecognized" in message else []
+        if chosen := re.search(r"invalid choice: '(.*)' \(choose from", message):
+            known, unknown = list(COMMANDS), [chosen[1]]
+            message = f"there is no command {chosen[1]!r}"
+        near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
         hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
         raise SetupError(f"{message}; {hint}")
 

@@ -51,6 +51,7 @@ def test_help_of_run_shows_each_parameter_with_its_default(tmp_path: Path) -> No
         (("curate", "--workload", "nobody.knows"), "nobody.knows"),
         (("ingest", "jsonl", "/does/not/exist.jsonl"), "/does/not/exist.jsonl"),
         (("ingest", "csv", "x.csv"), "csv"),
+        (("reprot", "--open"), "did you mean report?"),
         (("release", "--rollback", "--workload", "nobody.knows"), "nobody.knows"),
     ],
 )
