@@ -298,7 +298,7 @@ def test_examples_of_every_region_are_found_bare_behind_a_word() -> None:
             assert is_replaced("phone: {}", number), (region, number)
 
 
-@given(st.from_regex(r"[0-9]{14,19}", fullmatch=True))
+@given(st.from_regex(r"[1-9][0-9]{13,18}", fullmatch=True))  # 00 begins a telephone number
 def test_a_card_passes_luhn(number: str) -> None:
     assert (number not in ALL.text(f"paid with {number} today")) <= luhn.is_valid(number)
 
