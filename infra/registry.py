@@ -109,7 +109,7 @@ def register(
         labels = {**tags, HASH: digest, "workload": workload}
         if adapter is not None:
             labels[ADAPTER_HASH] = artifact_hash(adapter)
-        run_id = client.create_run(experiment_of(client, workload), tags=labels, run_name=run_name).info.run_id
+        run_id = _run(client, workload, labels, run_name)
         try:
             for name, document in (documents or {}).items():
                 client.log_dict(run_id, document, name)
@@ -296,6 +296,17 @@ def experiment_of(client: Any, workload: str) -> str:
     served = settings().mlflow_uri.startswith(("http://", "https://"))
     ours = None if served else (settings().home / "mlflow-artifacts" / _model(workload)).as_uri()
     return str(client.create_experiment(name, artifact_location=ours))
+
+
+def _run(client: Any, workload: str, labels: Mapping[str, str], name: str) -> str:
+    """A run for a version; that of a process which was killed while it registered the same files is gone on with."""
+    experiment = experiment_of(client, workload)
+    begun = f"tags.{HASH} = '{labels[HASH]}' and attributes.status = 'RUNNING'"
+    for run in client.search_runs([experiment], begun, max_results=1):
+        for half in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
+            client.delete_logged_model(half.model_id)
+        return str(run.info.run_id)
+    return str(client.create_run(experiment, tags=labels, run_name=name).info.run_id)
 
 
 def _log_model(

@@ -149,6 +149,20 @@ def test_the_same_files_are_one_version(store: str, tmp_path: Path) -> None:
     assert register("same.elsewhere", tmp_path / "one")[1] != first[1], "another workload has versions of its own"
 
 
+def test_a_registration_that_was_killed_is_gone_on_with(store: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    digest = registry.artifact_hash(artifact(tmp_path / "a", b"weights"))
+    client = MlflowClient(settings().mlflow_uri)
+    experiment = registry.experiment_of(client, "killed")
+    run = client.create_run(experiment, tags={registry.HASH: digest}).info.run_id
+    half = client.create_logged_model(experiment, "artifact", run)
+    assert register("killed", tmp_path / "a") == ("1", run)
+    assert [one.info.status for one in client.search_runs([experiment])] == ["FINISHED"]
+    (whole,) = client.search_logged_models([experiment])
+    assert whole.model_id != half.model_id and whole.status == "READY"
+
+
 def test_names_that_mlflow_refuses_are_mapped_and_come_back(store: str, tmp_path: Path) -> None:
     workload = "tensorzero::extract/v1 100% it's"
     version, _ = register(workload, artifact(tmp_path / "one", b"one"))
