@@ -48,7 +48,10 @@ def test_the_schedule_turns_every_workload(house: House) -> None:
     url = f"{house.address['prefect']}/api/deployments/{nightly['id']}/schedules"
     # A schedule as well, of each half minute: nobody waits for three at night.
     soon = {"schedule": {"interval": 30}, "active": True}
-    house.eventually(lambda: httpx.post(url, json=[soon], timeout=60).status_code == 201)
-    run = house.ended("nightly/nightly")
+    made = house.eventually(lambda: r if (r := httpx.post(url, json=[soon], timeout=60)).status_code == 201 else None)
+    try:
+        run = house.ended("nightly/nightly")
+    finally:
+        httpx.delete(f"{url}/{made.json()[0]['id']}", timeout=60).raise_for_status()
     assert run["auto_scheduled"] and run["state_type"] == "COMPLETED"
     assert house.logged(run, "small: "), "each workload had its turn, and too little traffic is no failure"
