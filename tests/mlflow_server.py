@@ -1,6 +1,7 @@
 """A real MLflow server, whose files only it can reach."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,9 +14,14 @@ from urllib.request import urlopen
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that no connection is given while a server takes its time to begin.
+
+    Below Linux's range for outgoing connections (from 32768): a number out of that is gone by chance, once in a while.
+    """
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := random.SystemRandom().randrange(20_000, 32_000)))
+            return port
 
 
 @contextmanager

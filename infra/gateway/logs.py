@@ -47,7 +47,8 @@ class Text(logging.Formatter):
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in PLAIN}
+    # Libraries put marks of their own on every record (Ray's `_ray_timestamp_ns`), which nobody has asked for.
+    return {name: value for name, value in vars(record).items() if name not in PLAIN and not name.startswith("_")}
 
 
 def _time(record: logging.LogRecord) -> str:

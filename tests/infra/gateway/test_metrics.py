@@ -134,9 +134,8 @@ def test_a_line_of_the_log_is_json_and_keeps_an_exceptions_words_to_itself() -> 
     try:
         raise ValueError(f"a {'sec'}ret")
     except ValueError as problem:
-        told = logging.makeLogRecord(
-            {"name": "x", "levelname": "ERROR", "msg": "it %s", "args": ("broke",), "status": 500, "odd": {1, 2}}
-        )
+        said = {"name": "x", "levelname": "ERROR", "msg": "it %s", "args": ("broke",)}
+        told = logging.makeLogRecord(said | {"status": 500, "odd": {1, 2}, "_ray_timestamp_ns": 1})
         told.exc_info = (ValueError, problem, problem.__traceback__)
     line = json.loads(Lines().format(told))
     assert (line["message"], line["level"], line["logger"], line["odd"]) == ("it broke", "ERROR", "x", "{1, 2}")

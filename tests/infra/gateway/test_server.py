@@ -38,7 +38,8 @@ def start(home: Path, registry_uri: str, teacher: type[Teacher], tmp_path: Path)
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log)
         try:
             url = f"http://127.0.0.1:{port}"
-            eventually(lambda: answers(f"{url}/readyz"), 120)
+            eventually(lambda: process.poll() is not None or answers(f"{url}/readyz"), 120)
+            assert process.poll() is None, (tmp_path / "log").read_text()
             yield process, url
         finally:
             process.kill()
