@@ -63,13 +63,14 @@ def write(
 
 def tell_again(client: Any, version: Any, told: Told, tags: Mapping[str, str], shared: bool) -> None:
     """Say of a version what is to be said since another verdict; its tags last: killed before, it is done again."""
-    if not shared and (there := local(client.get_logged_model(version.model_id).artifact_location)):
+    number, run = str(version.version), client.get_run(version.run_id)
+    (logged,) = run.outputs.model_outputs  # a version that was searched for does not name its model
+    if not shared and (there := local(client.get_logged_model(logged.model_id).artifact_location)):
         _part(there / package.MODEL)
-    number = str(version.version)
-    _log(client, version.run_id, version.model_id, told)
+    _log(client, version.run_id, logged.model_id, told)
     for name, value in tags.items():
         client.set_tag(version.run_id, name, value)
-    client.set_logged_model_tags(version.model_id, dict(tags))
+    client.set_logged_model_tags(logged.model_id, dict(tags))
     since = f"{package.CARD}, among the version's files, has the verdict that it was registered with."
     client.update_model_version(version.name, number, _short(told.card, since))
     for name, value in tags.items():

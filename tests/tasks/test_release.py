@@ -176,7 +176,7 @@ def registry_of(request: pytest.FixtureRequest, shared_home: Path) -> Iterator[s
         yield request.param
 
 
-def test_every_candidate_is_a_version_and_only_the_winner_has_an_alias(registry_of: str, tmp_path: Path) -> None:
+def test_every_candidate_is_a_version_and_only_the_winner_has_an_alias(registry_of: str) -> None:
     turn = Turn(f"every-{registry_of}")
     turn.scored("teacher", seconds=1.0)
     turn.model("reject", seconds=0.05, wrong=range(60))
@@ -198,17 +198,17 @@ def test_every_candidate_is_a_version_and_only_the_winner_has_an_alias(registry_
     failed = found["reject"]
     assert "## Verdict: reject\n\n- on the holdout 80.0% right" in failed.description
     assert "It did not pass the gate" in failed.description and "did not pass" not in found["winner"].description
-    assert failed.tags.keys() == found["winner"].tags.keys()
+    assert {*failed.tags, "promoted_by"} == set(found["winner"].tags)
     run = client().get_run(failed.run_id)
     assert run.data.metrics["quality"] == 0.8 and [d.dataset.digest for d in run.inputs.dataset_inputs]
     assert {file.path for file in client().list_artifacts(failed.run_id)} == {"scorecard.json", "verdict.json"}
 
-    before = _bytes_of(shared := settings().home / "mlflow-artifacts")
+    before = _bytes_of(kept := settings().home / "mlflow-artifacts")
     again = release(turn.dataset_id, SPEC, flow_run_id="run-2")
     assert {n: v.last_updated_timestamp for n, v in versions(turn.workload).items()} == {
         n: v.last_updated_timestamp for n, v in found.items()
     }
-    assert again["version"] == "1" and _bytes_of(shared) == before
+    assert again["version"] == "1" and _bytes_of(kept) == before
     with pytest.raises(SetupError, match="version 1 is its only champion so far"):
         rollback(turn.workload)
 
@@ -255,7 +255,7 @@ def test_another_verdict_on_the_same_candidate_is_told_of_the_same_version() -> 
     assert "## Verdict: promote" in told.description and told.description.endswith("that it was registered with.")
     run = client().get_run(told.run_id)
     assert run.data.tags["verdict"] == "promote" and len(run.inputs.dataset_inputs) == 1
-    assert client().get_logged_model(told.model_id).tags["verdict"] == "promote"
+    assert client().get_logged_model(run.outputs.model_outputs[0].model_id).tags["verdict"] == "promote"
     assert not registry.version("asked-again", "1").folder.joinpath("model.gguf").samefile(file)
     assert release(turn.dataset_id, SPEC)["outcome"] == "inconclusive"
     assert versions("asked-again")["int4"].tags["verdict"] == "promote", "it has passed once"
