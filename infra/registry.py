@@ -115,7 +115,10 @@ def register(
         labels = {**tags, HASH: digest, "workload": workload}
         if adapter is not None:
             labels[ADAPTER_HASH] = artifact_hash(adapter)
-        run_id = client.create_run(experiment_of(client, workload), tags=labels, run_name=run_name).info.run_id
+        experiment = experiment_of(client, workload)
+        run_id = versions.taken_up(client, experiment, f"tags.{HASH} = '{digest}'", labels, told)
+        if run_id is None:
+            run_id = str(client.create_run(experiment, tags=labels, run_name=run_name).info.run_id)
         try:
             if adapter is not None:
                 client.log_artifacts(run_id, str(adapter), ADAPTER)

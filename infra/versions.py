@@ -61,16 +61,35 @@ def write(
     return str(made.version)
 
 
+def taken_up(client: Any, experiment: str, digest: str, labels: Mapping[str, str], told: Told) -> str | None:
+    """The run of a registration that was killed, without the model that it left; None if there is none.
+
+    Args:
+        digest: A condition on MLflow's tags by which the files are the same.
+    """
+    for run in client.search_runs([experiment], f"{digest} and attributes.status != 'FINISHED'"):
+        if any(run.data.params.get(name, str(value)) != str(value) for name, value in told.parameters.items()):
+            continue  # MLflow lets no parameter change
+        run_id = str(run.info.run_id)
+        for left in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+            client.delete_logged_model(left.model_id)
+            if there := local(left.artifact_location):
+                shutil.rmtree(there)
+        for name, value in labels.items():
+            client.set_tag(run_id, name, value)
+        return run_id
+    return None
+
+
 def tell_again(client: Any, version: Any, told: Told, tags: Mapping[str, str], shared: bool) -> None:
     """Say of a version what is to be said since another verdict; its tags last: killed before, it is done again."""
-    number, run = str(version.version), client.get_run(version.run_id)
-    (logged,) = run.outputs.model_outputs  # a version that was searched for does not name its model
-    if not shared and (there := local(client.get_logged_model(logged.model_id).artifact_location)):
+    number, model_id = str(version.version), version.source.rpartition("/")[2]  # its own `model_id` is empty here
+    if not shared and (there := local(client.get_logged_model(model_id).artifact_location)):
         _part(there / package.MODEL)
-    _log(client, version.run_id, logged.model_id, told)
+    _log(client, version.run_id, model_id, told)
     for name, value in tags.items():
         client.set_tag(version.run_id, name, value)
-    client.set_logged_model_tags(logged.model_id, dict(tags))
+    client.set_logged_model_tags(model_id, dict(tags))
     since = f"{package.CARD}, among the version's files, has the verdict that it was registered with."
     client.update_model_version(version.name, number, _short(told.card, since))
     for name, value in tags.items():

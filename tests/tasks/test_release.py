@@ -240,25 +240,27 @@ def test_a_version_that_failed_is_whole_and_costs_no_second_copy(tmp_path: Path)
     assert again["notes"] == [] and again["rows"][-1]["version"] == found["bad"].version
 
 
-def test_another_verdict_on_the_same_candidate_is_told_of_the_same_version() -> None:
-    turn = Turn("asked-again")
+def test_another_verdict_on_the_same_candidate_is_told_of_the_same_version(registry_of: str) -> None:
+    turn = Turn(f"asked-again-{registry_of}")
     turn.scored("teacher")
     candidate_id = turn.model("int4", wrong=range(7))
     assert release(turn.dataset_id, SPEC)["outcome"] == "inconclusive"
     file = settings().home / "candidates" / candidate_id / "model.gguf"
-    assert registry.version("asked-again", "1").folder.joinpath("model.gguf").samefile(file)
+    assert registry.version(turn.workload, "1").folder.joinpath("model.gguf").samefile(file) == (
+        registry_of == "sqlite"
+    )
     wider = GateSpec(margin=0.1)
     for _ in range(2):
         assert release(turn.dataset_id, wider)["version"] == "1"
-    told = versions("asked-again")["int4"]
+    told = versions(turn.workload)["int4"]
     assert (told.tags["verdict"], dict(told.tags)["promoted_by"]) == ("promote", "release")
     assert "## Verdict: promote" in told.description and told.description.endswith("that it was registered with.")
     run = client().get_run(told.run_id)
     assert run.data.tags["verdict"] == "promote" and len(run.inputs.dataset_inputs) == 1
-    assert client().get_logged_model(run.outputs.model_outputs[0].model_id).tags["verdict"] == "promote"
-    assert not registry.version("asked-again", "1").folder.joinpath("model.gguf").samefile(file)
+    assert client().get_logged_model(told.source.removeprefix("models:/")).tags["verdict"] == "promote"
+    assert not registry.version(turn.workload, "1").folder.joinpath("model.gguf").samefile(file)
     assert release(turn.dataset_id, SPEC)["outcome"] == "inconclusive"
-    assert versions("asked-again")["int4"].tags["verdict"] == "promote", "it has passed once"
+    assert versions(turn.workload)["int4"].tags["verdict"] == "promote", "it has passed once"
 
 
 def test_a_candidate_that_failed_and_whose_files_are_gone_is_said_and_stops_nobody() -> None:
