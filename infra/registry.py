@@ -21,12 +21,13 @@ from urllib.parse import quote
 from infra import package, versions
 from infra.settings import SetupError, settings
 from infra.tracking import connected, download, local
+from infra.versions import ADAPTER as ADAPTER
 from infra.versions import SUMS_HASH, Told
 from infra.versions import Data as Data
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 HASH = "artifact_hash"
-ADAPTER, ADAPTER_HASH = "adapter", "adapter_hash"
+ADAPTER_HASH = "adapter_hash"
 VERDICT, PROMOTE = "verdict", "promote"  # the tag, and its value where the gate lets a version serve
 SERVED = "flywheel:"
 
@@ -87,8 +88,8 @@ def register(
     but where `tags` bring another verdict. Then all that is told of it is told anew, save the card within its package,
     which is as it was registered. A version that passed once has passed: no later verdict changes its tag.
 
-    It costs the bytes of the folder and of the adapter once more, and some 30 kB; with `shared` those of the folder
-    are not written a second time where MLflow keeps its files in a folder on the same disk.
+    It costs the bytes of the folder and of the adapter once more, and some 30 kB; with `shared` these alone, where
+    MLflow keeps its files in a folder on the same disk.
 
     Args:
         folder: The files as an engine loads them.
@@ -99,8 +100,8 @@ def register(
         data: Becomes the run's input, with the dataset's id as its digest.
         documents: JSON documents kept with the run, by file name.
         adapter: The folder of the adapter that the artifact's weights were merged from, kept with the run.
-        shared: Let the version's files be second names of the folder's, if that can be. Who then writes into one in
-            place changes both, and the hash is refused: not for what is to serve.
+        shared: Let the version's files be second names of the folder's and the adapter's, if that can be. Who then
+            writes into one in place changes both, and the hash is refused: not for what is to serve.
 
     Raises:
         SetupError: MLflow cannot be reached or refuses.
@@ -121,7 +122,7 @@ def register(
             run_id = str(client.create_run(experiment, tags=labels, run_name=run_name).info.run_id)
         try:
             if adapter is not None:
-                client.log_artifacts(run_id, str(adapter), ADAPTER)
+                versions.log_adapter(client, run_id, adapter, shared)
             version = versions.write(client, _model(workload), workload, folder, run_id, labels, told, shared)
         except BaseException:
             client.set_terminated(run_id, "FAILED")

@@ -16,7 +16,7 @@ from infra import package
 from infra.settings import settings
 from infra.tracking import local
 
-SUMS_HASH = "sums_hash"
+ADAPTER, SUMS_HASH = "adapter", "sums_hash"
 LONGEST_DESCRIPTION, LONGEST_DIGEST = 5000, 36  # characters that MLflow's tables hold
 
 
@@ -84,8 +84,9 @@ def taken_up(client: Any, experiment: str, digest: str, labels: Mapping[str, str
 def tell_again(client: Any, version: Any, told: Told, tags: Mapping[str, str], shared: bool) -> None:
     """Say of a version what is to be said since another verdict; its tags last: killed before, it is done again."""
     number, model_id = str(version.version), version.source.rpartition("/")[2]  # its own `model_id` is empty here
-    if not shared and (there := local(client.get_logged_model(model_id).artifact_location)):
-        _part(there / package.MODEL)
+    if not shared:
+        _part(client.get_logged_model(model_id).artifact_location)
+        _part(client.get_run(version.run_id).info.artifact_uri)
     _log(client, version.run_id, model_id, told)
     for name, value in tags.items():
         client.set_tag(version.run_id, name, value)
@@ -94,6 +95,13 @@ def tell_again(client: Any, version: Any, told: Told, tags: Mapping[str, str], s
     client.update_model_version(version.name, number, _short(told.card, since))
     for name, value in tags.items():
         client.set_model_version_tag(version.name, number, name, value)
+
+
+def log_adapter(client: Any, run_id: str, adapter: Path, shared: bool) -> None:
+    """An adapter as files of a run."""
+    client.log_artifacts(run_id, str(adapter), ADAPTER)
+    if shared and (there := local(client.get_run(run_id).info.artifact_uri)):
+        _share(adapter, there / ADAPTER)
 
 
 def _log_model(
@@ -134,9 +142,10 @@ def _share(folder: Path, copy: Path) -> None:
         beside.replace(name)
 
 
-def _part(copy: Path) -> None:
+def _part(location: str) -> None:
     """Give files that have a second name elsewhere bytes of their own again."""
-    for file in [file for file in copy.rglob("*") if file.is_file() and file.stat().st_nlink > 1]:
+    there = local(location)
+    for file in [file for file in there.rglob("*") if file.is_file() and file.stat().st_nlink > 1] if there else []:
         beside = file.with_name(f"{file.name}.partial")
         shutil.copyfile(file, beside)
         beside.replace(file)

@@ -1,7 +1,7 @@
 """Verdict → version: every candidate that the gate was asked about is a version of the workload's registered model.
 
 The winner's comes first: on its way to serve it waits for no other's bytes. What did not pass shares its files with the
-candidate's folder where it can; what passed has its own, since it may serve any day.
+candidate's and the student's folders where it can; what passed has its own, since it may serve any day.
 """
 
 from collections.abc import Callable, Mapping, Sequence

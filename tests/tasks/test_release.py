@@ -24,6 +24,7 @@ from infra.database.tables import (
     now,
 )
 from infra.settings import SetupError, settings
+from infra.tracking import local
 from tasks.gate import looks
 from tasks.metrics import Answered, Quality
 from tasks.release import GateSpec, newest_dataset, release, rollback, scorecard_table, verdict_markdown
@@ -217,11 +218,22 @@ def _bytes_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
+def _adapter(turn: Turn) -> Path:
+    """The file of an adapter that the turn's student has."""
+    adapter = settings().home / "students" / turn.dataset_id / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_model.safetensors").write_bytes(b"A and B")
+    with session() as db:
+        db.get_one(Student, turn.dataset_id).path = str(adapter.parent)
+    return adapter / "adapter_model.safetensors"
+
+
 def test_a_version_that_failed_is_whole_and_costs_no_second_copy(tmp_path: Path) -> None:
     import mlflow
 
     turn = Turn("shares")
     turn.scored("teacher", seconds=1.0)
+    adapter = _adapter(turn)
     files = {name: settings().home / "candidates" / turn.model(name, wrong=wrong) / "model.gguf"
              for name, wrong in {"good": (), "bad": range(60)}.items()}  # fmt: skip
     release(turn.dataset_id, SPEC)
@@ -233,6 +245,8 @@ def test_a_version_that_failed_is_whole_and_costs_no_second_copy(tmp_path: Path)
     for name, same in (("good", False), ("bad", True)):
         registered = registry.version("shares", found[name].version).folder / "model.gguf"
         assert registered.samefile(files[name]) == same, "what passed has bytes of its own: it may serve any day"
+        kept = local(client().get_run(found[name].run_id).info.artifact_uri) / "adapter/adapter_model.safetensors"
+        assert kept.samefile(adapter) == same and kept.read_bytes() == b"A and B"
 
     files["bad"].unlink()
     assert registry.version("shares", found["bad"].version), "a candidate's folder may go"
@@ -242,6 +256,7 @@ def test_a_version_that_failed_is_whole_and_costs_no_second_copy(tmp_path: Path)
 
 def test_another_verdict_on_the_same_candidate_is_told_of_the_same_version(registry_of: str) -> None:
     turn = Turn(f"asked-again-{registry_of}")
+    adapter = _adapter(turn)
     turn.scored("teacher")
     candidate_id = turn.model("int4", wrong=range(7))
     assert release(turn.dataset_id, SPEC)["outcome"] == "inconclusive"
@@ -259,6 +274,9 @@ def test_another_verdict_on_the_same_candidate_is_told_of_the_same_version(regis
     assert run.data.tags["verdict"] == "promote" and len(run.inputs.dataset_inputs) == 1
     assert client().get_logged_model(told.source.removeprefix("models:/")).tags["verdict"] == "promote"
     assert not registry.version(turn.workload, "1").folder.joinpath("model.gguf").samefile(file)
+    assert adapter.stat().st_nlink == 1
+    found = registry.champion_adapter(turn.workload)
+    assert found is not None and found.version == "1"
     assert release(turn.dataset_id, SPEC)["outcome"] == "inconclusive"
     assert versions(turn.workload)["int4"].tags["verdict"] == "promote", "it has passed once"
 
@@ -363,11 +381,7 @@ def test_what_a_classifier_leaves_to_the_teacher_is_part_of_its_cost(
 
 def test_the_student_s_adapter_is_registered_with_what_serves() -> None:
     turn = Turn("adapted")
-    adapter = settings().home / "students" / turn.dataset_id / "adapter"
-    adapter.mkdir(parents=True)
-    (adapter / "adapter_model.safetensors").write_bytes(b"A and B")
-    with session() as db:
-        db.get_one(Student, turn.dataset_id).path = str(adapter.parent)
+    _adapter(turn)
     turn.scored("teacher")
     turn.model("int4")
     release(turn.dataset_id, SPEC)
