@@ -6,9 +6,10 @@ whoever sees that gives it its time. So those who look at the registry (the gate
 webhook calls; `redeploy`) can tell a move of ours from one by hand, which has no row, and write that row. Two that
 notice it at once meet at the primary key, and one row stays.
 
-A version that a person moved the alias to is served: people decide. Where no verdict of the gate lets it serve, the
-log, `redeploy`'s result and the version itself say so (`promoted_by = hand, not gated`). MLflow does not tell who the
-person was.
+Every candidate is a version, and one that a person moved the alias to is served: people decide. Where no verdict of the
+gate lets it serve, the log, `redeploy`'s result, `status` and the version itself (`promoted_by = hand, not gated`) say
+so, also where it came to serve by a rollout that a person began, or by a rollback. MLflow does not tell who the person
+was.
 """
 
 import logging
@@ -33,7 +34,10 @@ Way = Literal["flow", "webhook", "poll"]
 HAND: Mover = "hand"
 TAG = "promoted_by"
 TRIES = 5
-PROMOTE = "promote"  # the outcome of a verdict that lets a version serve
+SERVES_BECAUSE: dict[str, str] = {
+    HAND: "the alias was moved by hand", "rollout": "a person had it go through a rollout",
+    "rollback": "a rollback gave it its place back",
+}  # fmt: skip
 
 
 def promote(workload: str, version: str, by: Mover, reason: str, flow_run_id: str | None = None) -> None:
@@ -66,21 +70,19 @@ def notice(workload: str, version: str | None, way: Way) -> Promotion | None:
     """
     row, new = _numbered(lambda: _noticed(workload, version, way))
     if new and row is not None:
-        if said := warning(row):
-            log.warning("%s", said)
-        _mark(row)
+        _tell(row)
     return row
 
 
 def warning(row: Promotion | None) -> str | None:
     """What a person should know about how the version came to serve; None where the gate let it."""
-    if row is None or row.by != HAND or row.verdict_id is not None:
+    if row is None or row.by not in SERVES_BECAUSE or row.verdict_id is not None:
         return None
     if row.version is None:
         return f"no version of {row.workload!r} serves: its alias was deleted by hand; the teacher answers"
     return (
-        f"version {row.version} of {row.workload!r} did not pass the gate: it serves because the alias was moved by "
-        f"hand; `flywheel release --rollback --workload {row.workload}` undoes it"
+        f"version {row.version} of {row.workload!r} did not pass the gate: it serves because "
+        f"{SERVES_BECAUSE[row.by]}; `flywheel release --rollback --workload {row.workload}` undoes it"
     )
 
 
@@ -136,7 +138,7 @@ def _settle(workload: str, version: str) -> None:
     """The alias has moved: give the row its time, unless somebody who saw it has done so."""
     row, _ = _numbered(lambda: _noticed(workload, version, "flow"))
     if row is not None:
-        _mark(row)
+        _tell(row)
 
 
 def _noticed(workload: str, version: str | None, way: Way) -> tuple[Promotion | None, bool]:
@@ -179,16 +181,19 @@ def _next(db: Session, workload: str) -> int:
 
 def _verdict(db: Session, workload: str, version: str) -> str | None:
     passed = select(Verdict.id).where(
-        Verdict.workload == workload, Verdict.model_version == version, Verdict.outcome == PROMOTE
+        Verdict.workload == workload, Verdict.model_version == version, Verdict.outcome == registry.PROMOTE
     )
     return db.scalar(passed.order_by(Verdict.created.desc()).limit(1))
 
 
-def _mark(row: Promotion) -> None:
-    """Say on the version itself who let it serve."""
+def _tell(row: Promotion) -> None:
+    """Say in the log if the gate did not let it serve, and on the version itself who did."""
+    said = warning(row)
+    if said:
+        log.warning("%s", said)
     if row.version is None:
         return
-    gated = "" if row.by != HAND or row.verdict_id else ", not gated"
+    gated = ", not gated" if said else ""
     try:
         registry.mark(row.workload, row.version, TAG, row.by + gated)
     except SetupError as problem:  # the row is what counts

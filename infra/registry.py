@@ -1,11 +1,12 @@
-"""Where served models are kept: MLflow's model registry, one registered model a workload.
+"""Where candidates are kept: MLflow's model registry, one registered model a workload, a version each.
 
 A version is a logged model: the artifact folder as an engine loads it, byte for byte, in a package that MLflow can
 serve by itself (`package.py`), with its card, its metrics on the dataset that it was scored on, and the hashes of its
-files as tags. The adapter that it was merged from lies beside it, with its MLflow run, and has a tag of its own. Three
-aliases move: `champion` serves, `previous` served before it, `challenger` is on its way to serve (`infra/rollout`); who
-moved them is kept by `promotions.py`. By default MLflow writes SQLite and a folder in the home; FLYWHEEL_MLFLOW names a
-server instead.
+files as tags (`versions.py` writes it). The adapter that it was merged from lies beside it, with its MLflow run, and
+has a tag of its own. The tag `verdict` is what the gate said of it. No version serves but by an alias, and three move:
+`champion` serves, `previous` served before it, `challenger` is on its way to serve (`infra/rollout`); who moved them is
+kept by `promotions.py`. By default MLflow writes SQLite and a folder in the home; FLYWHEEL_MLFLOW names a server
+instead.
 """
 
 import hashlib
@@ -14,26 +15,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
-from infra import package
+from infra import package, versions
 from infra.settings import SetupError, settings
 from infra.tracking import connected, download, local
+from infra.versions import ADAPTER as ADAPTER
+from infra.versions import SUMS_HASH, Told
+from infra.versions import Data as Data
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
-HASH, SUMS_HASH = "artifact_hash", "sums_hash"
-ADAPTER, ADAPTER_HASH = "adapter", "adapter_hash"
+HASH = "artifact_hash"
+ADAPTER_HASH = "adapter_hash"
+VERDICT, PROMOTE = "verdict", "promote"  # the tag, and its value where the gate lets a version serve
 SERVED = "flywheel:"
-LONGEST_DESCRIPTION, LONGEST_DIGEST = 5000, 36  # characters that MLflow's tables hold
-
-
-class Data(NamedTuple):
-    """The frozen dataset that a version was made of and scored on: its id, and where it lies."""
-
-    id: str
-    path: Path
 
 
 @dataclass(frozen=True)
@@ -84,10 +80,16 @@ def register(
     data: Data | None = None,
     documents: Mapping[str, Any] | None = None,
     adapter: Path | None = None,
+    shared: bool = False,
 ) -> tuple[str, str]:
     """Register an artifact folder as a version of the workload's model; returns (version, MLflow run id).
 
-    The same files are one version: if they are registered already, that version is returned and nothing is written.
+    The same files are one version: if they are registered already, that version is returned, and nothing is written
+    but where `tags` bring another verdict. Then all that is told of it is told anew, save the card within its package,
+    which is as it was registered. A version that passed once has passed: no later verdict changes its tag.
+
+    It costs the bytes of the folder and of the adapter once more, and some 30 kB; with `shared` these alone, where
+    MLflow keeps its files in a folder on the same disk.
 
     Args:
         folder: The files as an engine loads them.
@@ -98,26 +100,30 @@ def register(
         data: Becomes the run's input, with the dataset's id as its digest.
         documents: JSON documents kept with the run, by file name.
         adapter: The folder of the adapter that the artifact's weights were merged from, kept with the run.
+        shared: Let the version's files be second names of the folder's and the adapter's, if that can be. Who then
+            writes into one in place changes both, and the hash is refused: not for what is to serve.
 
     Raises:
         SetupError: MLflow cannot be reached or refuses.
     """
     digest = artifact_hash(folder)
+    told = Told(metrics, parameters, card, data, documents or {})
     with _mlflow() as client:
-        if known := _registered(client, workload, digest):
-            return known
+        if known := _with_files(client, workload, digest):
+            if tags.get(VERDICT) not in (None, known.tags.get(VERDICT)) and known.tags.get(VERDICT) != PROMOTE:
+                versions.tell_again(client, known, told, tags, shared)
+            return str(known.version), str(known.run_id)
         labels = {**tags, HASH: digest, "workload": workload}
         if adapter is not None:
             labels[ADAPTER_HASH] = artifact_hash(adapter)
-        run_id = _run(client, workload, labels, run_name)
+        experiment = experiment_of(client, workload)
+        run_id = versions.taken_up(client, experiment, f"tags.{HASH} = '{digest}'", labels, told)
+        if run_id is None:
+            run_id = str(client.create_run(experiment, tags=labels, run_name=run_name).info.run_id)
         try:
-            for name, document in (documents or {}).items():
-                client.log_dict(run_id, document, name)
             if adapter is not None:
-                client.log_artifacts(run_id, str(adapter), ADAPTER)
-            model_id, labels[SUMS_HASH] = _log_model(client, folder, run_id, labels, parameters, card)
-            _log_numbers(client, run_id, model_id, metrics, parameters, data)
-            version = _new_version(client, workload, run_id, model_id, labels, card)
+                versions.log_adapter(client, run_id, adapter, shared)
+            version = versions.write(client, _model(workload), workload, folder, run_id, labels, told, shared)
         except BaseException:
             client.set_terminated(run_id, "FAILED")
             raise
@@ -125,11 +131,11 @@ def register(
         return version, run_id
 
 
-def version_of(workload: str, digest: str) -> str | None:
-    """The version that has the files with this hash, or None."""
+def registered(workload: str, digest: str) -> tuple[str, str] | None:
+    """(version, MLflow run id) of what has the files with this hash, or None."""
     with _mlflow() as client:
-        known = _registered(client, workload, digest)
-    return known[0] if known else None
+        known = _with_files(client, workload, digest)
+    return (str(known.version), str(known.run_id)) if known else None
 
 
 def mark(workload: str, version: str, tag: str, value: str) -> None:
@@ -298,91 +304,9 @@ def experiment_of(client: Any, workload: str) -> str:
     return str(client.create_experiment(name, artifact_location=ours))
 
 
-def _run(client: Any, workload: str, labels: Mapping[str, str], name: str) -> str:
-    """A run for a version; that of a process which was killed while it registered the same files is gone on with."""
-    experiment = experiment_of(client, workload)
-    begun = f"tags.{HASH} = '{labels[HASH]}' and attributes.status = 'RUNNING'"
-    for run in client.search_runs([experiment], begun, max_results=1):
-        for half in client.search_logged_models([experiment], f"source_run_id = '{run.info.run_id}'"):
-            client.delete_logged_model(half.model_id)
-        return str(run.info.run_id)
-    return str(client.create_run(experiment, tags=labels, run_name=name).info.run_id)
-
-
-def _log_model(
-    client: Any, folder: Path, run_id: str, labels: Mapping[str, str], parameters: Mapping[str, Any], card: str
-) -> tuple[str, str]:
-    """The folder's package as a logged model; returns its id, and the sha256 of its SHA256SUMS."""
-    from mlflow.entities import LoggedModelOutput
-
-    experiment = client.get_run(run_id).info.experiment_id
-    texts = {name: str(value) for name, value in parameters.items()}
-    logged = client.create_logged_model(experiment, "artifact", run_id, dict(labels), texts, model_type="chat")
-    try:
-        # Beside the artifacts, where a second name of a file costs nothing.
-        settings().home.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="package-", dir=settings().home) as made:
-            whole = Path(made) / "package"
-            digest = package.build(whole, folder, card=card, model_id=logged.model_id, run_id=run_id)
-            client.log_model_artifacts(logged.model_id, str(whole))
-    except BaseException:
-        client.finalize_logged_model(logged.model_id, "FAILED")
-        raise
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
-    return logged.model_id, digest
-
-
-def _log_numbers(
-    client: Any,
-    run_id: str,
-    model_id: str,
-    metrics: Mapping[str, float],
-    parameters: Mapping[str, Any],
-    data: Data | None,
-) -> None:
-    """Metrics on run and logged model, of the dataset that they were measured on; parameters on the run."""
-    from mlflow.data.dataset_source_registry import get_dataset_source_from_json
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import DatasetInput, InputTag, Metric, Param
-    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
-    from mlflow.utils.time import get_current_time_millis
-
-    measured: dict[str, str] = {}
-    if data is not None:
-        name, digest = f"dataset {data.id}", data.id[:LONGEST_DIGEST]
-        source = get_dataset_source_from_json(json.dumps({"uri": str(data.path)}), "local")
-        dataset = MetaDataset(source, name, digest)
-        context = InputTag(MLFLOW_DATASET_CONTEXT, "training and evaluation")
-        client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [context])])
-        measured = {"dataset_name": name, "dataset_digest": digest}
-    now = get_current_time_millis()
-    numbers = [Metric(name, value, now, 0, model_id, run_id=run_id, **measured) for name, value in metrics.items()]
-    client.log_batch(run_id, metrics=numbers, params=[Param(name, str(value)) for name, value in parameters.items()])
-
-
-def _new_version(client: Any, workload: str, run_id: str, model_id: str, labels: Mapping[str, str], card: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(_model(workload), tags={"workload": workload})
-    except MlflowException as problem:
-        if problem.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    if len(card) > LONGEST_DESCRIPTION:
-        rest = f"\n\nMore in {package.CARD}, among the version's files."
-        card = card[: LONGEST_DESCRIPTION - len(rest)] + rest
-    made = client.create_model_version(
-        _model(workload), f"models:/{model_id}", run_id, dict(labels), description=card, model_id=model_id
-    )
-    return str(made.version)
-
-
-def _registered(client: Any, workload: str, digest: str) -> tuple[str, str] | None:
+def _with_files(client: Any, workload: str, digest: str) -> Any | None:
     filters = f"name = '{_model(workload)}' and tags.{HASH} = '{digest}'"
-    for version in client.search_model_versions(filters, max_results=1):
-        return str(version.version), str(version.run_id)
-    return None
+    return next(iter(client.search_model_versions(filters, max_results=1)), None)
 
 
 def _ours(model: Any) -> bool:

@@ -1,16 +1,18 @@
-"""A turn's report in MLflow: the file `report.html` with the runs of the versions that the turn registered.
+"""A turn's report in MLflow: the file `report.html` with the run of each version that its candidates are.
 
-A turn that registered none gets a run of its own, which has the turn's id as a tag: made once, found again. A version
-has the report's address as a tag and, as a link, in the first line of its description.
+A turn of which none is registered (its files are gone, or it was before every candidate was) has a run of its own, with
+the turn's id as a tag: made once, found again. A version has the report's address as a tag and, as a link, in the first
+line of its description.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from infra.registry import LONGEST_DESCRIPTION, experiment_of
+from infra.registry import experiment_of
 from infra.servers import running
 from infra.settings import settings
 from infra.tracking import connected
+from infra.versions import LONGEST_DESCRIPTION
 
 FILE = "report.html"
 TAG, TURN = "flywheel.report", "flywheel.turn"
@@ -24,7 +26,8 @@ def put(report: str, turn: str, workload: str, outcome: str, runs: Sequence[str]
         SetupError: MLflow cannot be reached or refuses.
     """
     with connected(settings().mlflow_uri) as client:
-        found = list(runs) or [_own_run(client, turn, workload, outcome)]
+        experiment = experiment_of(client, workload)
+        found = [*runs, *_own_runs(client, turn, experiment)] or [_own_run(client, experiment, turn, workload, outcome)]
         for run_id in found:
             client.log_text(run_id, report, FILE)
             for version in client.search_model_versions(f"run_id = '{run_id}'"):
@@ -39,7 +42,7 @@ def kept(turn: str, workload: str, runs: Sequence[str]) -> list[str]:
         SetupError: MLflow cannot be reached or refuses.
     """
     with connected(settings().mlflow_uri) as client:
-        found = list(runs) or _own_runs(client, turn, experiment_of(client, workload))
+        found = [*runs, *_own_runs(client, turn, experiment_of(client, workload))]
         return [run_id for run_id in found if any(file.path == FILE for file in client.list_artifacts(run_id))]
 
 
@@ -62,10 +65,7 @@ def _place(client: Any, run_id: str) -> str:
     return f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}/artifacts/{FILE}"
 
 
-def _own_run(client: Any, turn: str, workload: str, outcome: str) -> str:
-    experiment = experiment_of(client, workload)
-    if found := _own_runs(client, turn, experiment):
-        return found[0]
+def _own_run(client: Any, experiment: str, turn: str, workload: str, outcome: str) -> str:
     tags = {TURN: turn, "workload": workload, "verdict": outcome}
     run_id = str(client.create_run(experiment, tags=tags, run_name=f"turn: {outcome}").info.run_id)
     client.set_terminated(run_id)

@@ -234,15 +234,16 @@ def mark_versions(forgotten: dict[str, int], dry_run: bool) -> list[dict[str, st
         ).all()
     marked = []
     for workload, digest, dataset_id in lineage:
-        version = registry.version_of(workload, digest)
-        if version is None:
+        known = registry.registered(workload, digest)
+        if known is None:
             continue
+        version = known[0]
         if not dry_run:
             registry.mark(
                 workload, version, TAG, f"{forgotten[dataset_id]} of dataset {dataset_id}, {present().isoformat()}"
             )
         marked.append({"workload": workload, "version": version, "dataset_id": dataset_id})
-    return marked
+    return sorted(marked, key=lambda one: (one["workload"], int(one["version"])))
 
 
 def erase_rows(target: Target, dry_run: bool, progress: Progress | None) -> int:

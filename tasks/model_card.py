@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from tasks.gate.rule import PROMOTE
+
 Metrics = Mapping[str, Any]
 NUMBERS = (
     ("bytes of weights", "bytes", "{:,.0f}"), ("tokens a second", "tokens_per_second", "{:,.0f}"),
@@ -55,7 +57,7 @@ def model_card(
         f"## Data\n\n{_data(made)}",
         "## Recipe\n\n" + _table(("what", "value"), [*_recipe("student", made.student), *_recipe("", made.candidate)]),
         "## Scorecard\n\n" + _scorecard(made.name, metrics, references),
-        f"## Verdict: {outcome}\n\n" + "\n".join(f"- {reason}" for reason in said),
+        f"## Verdict: {outcome}\n\n" + "\n".join(f"- {reason}" for reason in said) + _stays(outcome),
         "## Slices\n\n" + _slices(metrics),
         "## Known weak slices\n\n" + _weak(metrics),
         f"## Use\n\n{USE}",
@@ -63,12 +65,18 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def _stays(outcome: str) -> str:
+    if outcome == PROMOTE:
+        return ""
+    return "\n\nIt did not pass the gate, so it serves nobody, unless a person moves the alias `champion` to it."
+
+
 USE = (
     "It answers OpenAI's chat requests of this workload alone: with the system prompt and the tools in "
-    "`input_example.json`, which it has learned and is not sent, or with neither. Flywheel's gateway serves it and "
-    "leaves other requests to the teacher; `mlflow models serve` serves it by itself, `model/` any engine that reads "
-    "its format. Quality is the share of right answers on the holdout, by the scorecard's metric; the interval is at "
-    "95 %, for each number by itself."
+    "`input_example.json`, which it has learned and is not sent, or with neither. Flywheel's gateway serves the "
+    "champion and leaves other requests to the teacher; `mlflow models serve` serves any version by itself, `model/` "
+    "any engine that reads its format. Quality is the share of right answers on the holdout, by the scorecard's "
+    "metric; the interval is at 95 %, for each number by itself."
 )
 
 

@@ -1,4 +1,4 @@
-"""Scorecards → verdict → registry: the gate is asked about each candidate, and what passes is registered.
+"""Scorecards → verdict → registry: the gate is asked about each candidate, each is registered, one that passes serves.
 
 The references are the teacher and, if there is one, the champion (`gate/rule.py` says why both). Each candidate held
 against them is a look at the holdout, and a holdout has only so many (`gate/looks.py`).
@@ -9,20 +9,16 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from infra.rollout.spec import RolloutSpec
 from infra.settings import SetupError
 from tasks.evaluate import candidates_of
 from tasks.gate import looks
 from tasks.gate.cards import cards_of
+from tasks.gate.register import names, register
 from tasks.gate.rule import INCONCLUSIVE, PROMOTE, REJECT, Card, Finding, Judgement, judge
 from tasks.gate.rule import GateSpec as GateSpec
-from tasks.model_card import Made, Split, model_card
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
 
 Progress = Callable[[int, int, str], None]
 ALIKE = 1.1  # times of one artifact differ by a tenth from run to run
@@ -36,15 +32,15 @@ def release(
     progress: Progress | None = None,
     flow_run_id: str | None = None,
 ) -> dict[str, Any]:
-    """Gate the candidates of a dataset; register those that pass, and let the cheapest of them serve, or begin to.
+    """Gate the candidates of a dataset and register them; let the cheapest that passes serve, or begin to.
 
     Each candidate gets a verdict with its reasons, which is stored before the alias moves. Doing it again on the same
     scorecards changes nothing.
 
     Returns:
         workload, dataset_id, outcome, verdict (the winner's id, or a candidate's), reference (what serves), references,
-        winner, version, reasons, margin, confidence, yardsticks, looks and their budget, notes, steps (of the rollout),
-        and a row a model.
+        winner, version (the winner's), reasons, margin, confidence, yardsticks, looks and their budget, notes, steps
+        (of the rollout), and a row a model, which has a candidate's version.
 
     Raises:
         SetupError: The dataset is unknown or has no candidates, or MLflow cannot be reached.
@@ -69,15 +65,10 @@ def release(
     verdicts = _judged(dataset, candidates, references, spec, budget)
     passed = [card for card, judgement in verdicts if judgement.outcome == PROMOTE]
     winner = best(passed) if passed else None
-    versions: dict[str, tuple[str, str]] = {}
-    for done, (card, judgement) in enumerate(verdicts):
-        if progress:
-            progress(done, len(verdicts), "register")
-        if card in passed:
-            versions[card.subject] = _register(dataset.workload, dataset_id, card, references, judgement, flow_run_id)
+    versions, lost = register(dataset, verdicts, winner, references, flow_run_id, progress)
     _store_verdicts(dataset.workload, dataset_id, verdicts, references, versions, spec, flow_run_id)
     if winner:
-        reason = f"{winner.name} passed the gate against {_names(references)}"
+        reason = f"{winner.name} passed the gate against {names(references)}"
         begin(dataset.workload, versions[winner.subject][0], rollout, "release", reason, flow_run_id)
     outcomes = [judgement.outcome for _, judgement in verdicts]
     outcome = PROMOTE if winner else REJECT if set(outcomes) == {REJECT} else INCONCLUSIVE
@@ -90,8 +81,9 @@ def release(
         "margin": spec.margin, "confidence": spec.confidence, "steps": len(rollout.steps),
         "yardsticks": teacher.metrics.get("yardsticks", {}),
         "looks": looks.looks(dataset_id, dataset.workload), "budget": budget,
-        "notes": [] if winner else _notes(champion, teacher, spec),
-        "rows": [_row(card, None) for card in (teacher, champion) if card] + [_row(*verdict) for verdict in verdicts],
+        "notes": [*([] if winner else _notes(champion, teacher, spec)), *lost],
+        "rows": [_row(card) for card in (teacher, champion) if card]
+        + [_row(card, judgement, versions.get(card.subject)) for card, judgement in verdicts],
     }  # fmt: skip
 
 
@@ -185,73 +177,6 @@ def best(passed: Sequence[Card]) -> Card:
     )
 
 
-def _register(
-    workload: str,
-    dataset_id: str,
-    card: Card,
-    references: Sequence[Card],
-    judgement: Judgement,
-    flow_run_id: str | None,
-) -> tuple[str, str]:
-    """(version, MLflow run id) of a candidate that passed; its files must still be those that were scored."""
-    from infra import registry
-    from infra.database.session import session
-    from infra.database.tables import Candidate, Dataset, Student
-
-    with session(write=False) as db:
-        candidate = db.get_one(Candidate, card.subject.partition(":")[2])
-        student, dataset = db.get_one(Student, candidate.student_id), db.get_one(Dataset, dataset_id)
-        adapter = Path(student.path) / registry.ADAPTER
-        made = Made(
-            workload, candidate.name, dataset_id, candidate.artifact_hash, _splits(db, dataset_id),
-            dataset.report.get("feedback", {}), _flat(student.spec), _flat(candidate.spec),
-        )  # fmt: skip
-    folder = Path(candidate.path)
-    if registry.artifact_hash(folder) != candidate.artifact_hash:
-        raise SetupError(f"candidate {candidate.id} is no longer what was scored; remove {folder} and quantize again")
-    tags = {
-        "name": candidate.name, "dataset_id": dataset_id, "student_id": candidate.student_id,
-        "candidate_id": candidate.id, "reference": _names(references), "verdict": judgement.outcome,
-        "flow_run_id": flow_run_id or "",
-    }  # fmt: skip
-    numbers = {k: float(v) for k, v in card.metrics.items() if isinstance(v, int | float)}
-    overall = judgement.findings[0]
-    held_against = {reference.name: reference.metrics for reference in references}
-    compared = {"difference": overall.difference, "difference_low": overall.low, "cost": card.cost}
-    return registry.register(
-        workload,
-        folder,
-        metrics=numbers | {k: v for k, v in compared.items() if v is not None},
-        tags=tags,
-        parameters=_flat(candidate.spec),
-        run_name=candidate.name,
-        card=model_card(made, card.metrics, held_against, judgement.outcome, judgement.reasons),
-        data=registry.Data(dataset_id, Path(dataset.path)),
-        documents={"scorecard.json": card.metrics, "verdict.json": {"reasons": judgement.reasons}},
-        adapter=adapter if adapter.is_dir() else None,
-    )
-
-
-def _splits(db: "Session", dataset_id: str) -> list[Split]:
-    """How many interactions each split of a dataset has, and the time that they are from."""
-    from sqlalchemy import func, select
-
-    from infra.database.tables import DatasetItem, Interaction
-
-    counted = func.count(), func.min(Interaction.at), func.max(Interaction.at)
-    query = select(DatasetItem.split, *counted).join(Interaction, Interaction.id == DatasetItem.interaction_id)
-    found = db.execute(query.where(DatasetItem.dataset_id == dataset_id).group_by(DatasetItem.split))
-    return sorted((Split(*row) for row in found), key=lambda split: split.last)
-
-
-def _flat(spec: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """A nested spec as dotted names: {"method": {"bits": 4}} → {"method.bits": 4}."""
-    found: dict[str, Any] = {}
-    for name, value in spec.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
-    return found
-
-
 def _store_verdicts(
     workload: str,
     dataset_id: str,
@@ -271,7 +196,7 @@ def _store_verdicts(
             db.merge(
                 Verdict(
                     id=verdict_id(dataset_id, card, references, spec), workload=workload, dataset_id=dataset_id,
-                    candidate_id=card.subject.partition(":")[2], reference=_names(references),
+                    candidate_id=card.subject.partition(":")[2], reference=names(references),
                     outcome=judgement.outcome, model_version=version, mlflow_run_id=run_id, spec=asdict(spec),
                     reasons={**told, "family": judgement.family},
                     flow_run_id=flow_run_id,
@@ -279,17 +204,14 @@ def _store_verdicts(
             )  # fmt: skip
 
 
-def _names(references: Sequence[Card]) -> str:
-    return ", ".join(card.subject for card in references)
-
-
-def _row(card: Card, judgement: Judgement | None) -> dict[str, Any]:
+def _row(card: Card, judgement: Judgement | None = None, version: tuple[str, str] | None = None) -> dict[str, Any]:
     numbers = ("quality", "low", "high", "n", "bytes", "tokens_per_second", "latency_p50_ms", "abstained")
     first = judgement.findings[0] if judgement else None
     return {
         "subject": card.subject, "name": card.name, **{key: card.metrics.get(key) for key in numbers},
         "cost": card.cost, "outcome": judgement.outcome if judgement else None,
         "difference": first.difference if first else None, "bound": first.low if first else None,
+        "version": version[0] if version else None,
     }  # fmt: skip
 
 

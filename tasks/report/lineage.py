@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 
 from infra.database.session import session
 from infra.database.tables import DatasetItem, Interaction, Promotion, Scorecard
+from tasks.gate.rule import PROMOTE
 from tasks.report.numbers import count, size
 from tasks.report.turn import Turn
 
@@ -110,7 +111,8 @@ def _version(turn: Turn) -> Made:
             .order_by(Promotion.number)
         ).all()
     facts += [(f"{move.by}", f"{move.at:%Y-%m-%d %H:%M} UTC: {move.reason}") for move in moves if move.at]
-    return Made("Version", f"{turn.workload}, version {row.model_version}", facts, [])
+    alone = "" if row.outcome == PROMOTE else ", which serves nobody by itself"
+    return Made("Version", f"{turn.workload}, version {row.model_version}{alone}", facts, [])
 
 
 def _documents(

@@ -100,7 +100,7 @@ class Turn:
 
     @property
     def runs(self) -> list[str]:
-        """MLflow's runs of the versions that it registered."""
+        """MLflow's runs of the versions that its candidates are."""
         return sorted({m.verdict.mlflow_run_id for m in self.candidates if m.verdict and m.verdict.mlflow_run_id})
 
 

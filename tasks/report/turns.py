@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from infra.database.session import session
 from infra.database.tables import Promotion, Rollout, Verdict
+from tasks.gate.rule import PROMOTE
 from tasks.report import numbers
 from tasks.report.file import place_of
 from tasks.report.page import both, page
@@ -101,14 +102,14 @@ def _room(wide: int, tall: int) -> Box:
 
 
 def _feet(picture: Picture, turns: Sequence[Turn], places: Sequence[float], room: Box) -> None:
-    """Dates below, and versions where there are any."""
+    """Dates below, and versions where one was to serve."""
     every = max(1, -(-len(turns) * 62 // int(room.right - room.left)))
     days = len({f"{turn.at:%d %b}" for turn in turns}) == len(turns)
     form = "%d %b" if days else "%d %b %H:%M" if every == 1 and len(turns) < 8 else "%H:%M"
     for n in range(0, len(turns), every):
-        version = turns[n].verdict.model_version
-        under = f"version {version}" if version else turns[n].outcome
-        picture.text(places[n], room.bottom + 17, f"{turns[n].at:{form}}", "axis", "middle")
+        turn = turns[n]
+        under = f"version {turn.verdict.model_version}" if turn.outcome == PROMOTE else turn.outcome
+        picture.text(places[n], room.bottom + 17, f"{turn.at:{form}}", "axis", "middle")
         picture.text(places[n], room.bottom + 33, under, "axis", "middle")
 
 

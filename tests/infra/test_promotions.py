@@ -122,6 +122,23 @@ def test_the_whole_story_of_the_alias_is_in_the_database(
     assert mark_of(workload, rough) == "hand, not gated"
 
 
+def test_what_did_not_pass_and_came_by_steps_or_back_is_told_of_as_loudly(
+    workload: str, versions: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, rough, two = versions(), versions(gated=False), versions()
+    promotions.promote(workload, one, "release", "passed")
+    assert not caplog.records
+    promotions.promote(workload, rough, "rollout", "all steps held")
+    assert "did not pass the gate: it serves because a person had it go through a rollout" in caplog.text
+    assert mark_of(workload, rough) == "rollout, not gated"
+    caplog.clear()
+    promotions.promote(workload, two, "release", "passed")
+    assert not caplog.records
+    assert promotions.rollback(workload, "asked for") == (rough, two)
+    assert "did not pass the gate: it serves because a rollback gave it its place back" in caplog.text
+    assert promotions.warning(story(workload)[-1]) and mark_of(workload, rough) == "rollback, not gated"
+
+
 def test_a_move_while_nobody_looked_is_noticed_by_who_comes_next(workload: str, versions: Callable[..., str]) -> None:
     one, two = versions(), versions()
     promotions.promote(workload, one, "release", "passed")

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,18 +150,28 @@ def test_the_same_files_are_one_version(store: str, tmp_path: Path) -> None:
     assert register("same.elsewhere", tmp_path / "one")[1] != first[1], "another workload has versions of its own"
 
 
-def test_a_registration_that_was_killed_is_gone_on_with(store: str, tmp_path: Path) -> None:
-    from mlflow import MlflowClient
+def test_a_registration_that_was_killed_is_taken_up_and_leaves_nothing_beside_it(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
 
-    digest = registry.artifact_hash(artifact(tmp_path / "a", b"weights"))
-    client = MlflowClient(settings().mlflow_uri)
-    experiment = registry.experiment_of(client, "killed")
-    run = client.create_run(experiment, tags={registry.HASH: digest}).info.run_id
-    half = client.create_logged_model(experiment, "artifact", run)
-    assert register("killed", tmp_path / "a") == ("1", run)
-    assert [one.info.status for one in client.search_runs([experiment])] == ["FINISHED"]
-    (whole,) = client.search_logged_models([experiment])
-    assert whole.model_id != half.model_id and whole.status == "READY"
+    import mlflow
+
+    folder = artifact(tmp_path / "one", b"one")
+    for moment in ("log_outputs", "create_model_version"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(mlflow.MlflowClient, moment, killed)
+            patch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_: None)  # nor does a dead process say so
+            register("killed", folder)
+    version, run_id = register("killed", folder)
+    client = mlflow.MlflowClient(settings().mlflow_uri)
+    experiment = client.get_experiment_by_name("flywheel killed").experiment_id
+    (run,), (model,) = client.search_runs([experiment]), client.search_logged_models([experiment])
+    assert (run.info.run_id, run.info.status, model.source_run_id) == (run_id, "FINISHED", run_id)
+    assert model.metrics and client.get_model_version("killed", version).source == f"models:/{model.model_id}"
+    if store == "sqlite":
+        assert len(list((settings().home / "mlflow-artifacts" / "killed").rglob("model.gguf"))) == 1
 
 
 def test_names_that_mlflow_refuses_are_mapped_and_come_back(store: str, tmp_path: Path) -> None:

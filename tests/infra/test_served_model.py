@@ -82,6 +82,20 @@ def loaded(workload: str) -> Any:
     return mlflow.pyfunc.load_model(f"models:/{workload}@champion", suppress_warnings=True)
 
 
+def test_a_version_that_did_not_pass_loads_as_one_that_did(home: Path, artifact: Make) -> None:
+    import mlflow
+
+    made, tags = artifact(), {registry.VERDICT: "reject"}
+    about = {"metrics": {}, "tags": tags, "parameters": {}, "run_name": "test"}
+    version, _ = registry.register("failed", made, **about, shared=True)
+    assert registry.version("failed", version).folder.joinpath("model.gguf").samefile(made / "model.gguf")
+    mlflow.set_tracking_uri(settings().mlflow_uri)
+    with pytest.raises(MlflowException, match="alias champion not found"):
+        loaded("failed")
+    model = mlflow.pyfunc.load_model(f"models:/failed/{version}", suppress_warnings=True)
+    assert [told(model.predict(GOLDEN))] == of_engine(made, GOLDEN)
+
+
 def test_mlflow_serves_the_champion_as_our_engine_does(home: Path, artifact: Make, tmp_path: Path) -> None:
     made = artifact()
     registered("served", made)

@@ -162,15 +162,24 @@ def test_the_versions_trained_on_it_are_tagged_and_its_answers_leave_the_scoreca
         db.add(
             Scorecard(id="one", dataset_id=made["dataset_id"], subject="teacher", path=str(card), metrics={}, spec={})
         )
-    version, _ = registry.register("w", folder, metrics={}, tags={}, parameters={}, run_name="int4")
+    about = {"metrics": {}, "parameters": {}, "run_name": "int4"}
+    version, _ = registry.register("w", folder, tags={registry.VERDICT: "promote"}, **about)
     registry.promote("w", version)
+    failed = home / "candidates" / "failed"
+    failed.mkdir()
+    (failed / "model.gguf").write_bytes(b"other weights")
+    made_of = {"student_id": "s", "name": "int2", "format": "gguf", "path": str(failed), "size": 7, "spec": {}}
+    with session() as db:
+        db.add(Candidate(id="a", artifact_hash=registry.artifact_hash(failed), **made_of))
+    other, _ = registry.register("w", failed, tags={registry.VERDICT: "reject"}, **about, shared=True)
     assert (
         forget(client=SECRET, dry_run=True)["versions"]
         == forget(client=SECRET)["versions"]
-        == [{"workload": "w", "version": version, "dataset_id": made["dataset_id"]}]
+        == [{"workload": "w", "version": v, "dataset_id": made["dataset_id"]} for v in (version, other)]
     )
-    served = registry.champion("w")
-    assert served is not None and served.tags["flywheel.forgotten"].startswith(f"6 of dataset {made['dataset_id']}, 20")
+    for number in (version, other):
+        mark = registry.version("w", number).tags["flywheel.forgotten"]
+        assert mark.startswith(f"6 of dataset {made['dataset_id']}, 20")
     gone = {row["interaction_id"] for row in held_out if SECRET in json.dumps(row)}
     assert gone and {item.interaction_id for item in read_items(card)} == {i.interaction_id for i in items} - gone
 

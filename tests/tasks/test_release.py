@@ -1,5 +1,6 @@
 """Release against a real database and a real MLflow registry; only the models' answers are made up."""
 
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from infra import registry
+from infra import promotions, registry
 from infra.database.session import session
 from infra.database.tables import (
     Candidate,
@@ -23,11 +24,13 @@ from infra.database.tables import (
     now,
 )
 from infra.settings import SetupError, settings
+from infra.tracking import local
 from tasks.gate import looks
 from tasks.metrics import Answered, Quality
 from tasks.release import GateSpec, newest_dataset, release, rollback, scorecard_table, verdict_markdown
 from tasks.scoring.scorecards import score, write_items
 from tests.conftest import living_in
+from tests.mlflow_server import mlflow_server
 
 SPEC = GateSpec()
 N = 300
@@ -114,7 +117,7 @@ def verdicts(workload: str) -> dict[str, Verdict]:
         return {v.candidate_id: v for v in db.scalars(query)}
 
 
-def test_the_cheapest_of_those_that_pass_serves_and_the_rejected_are_not_registered() -> None:
+def test_the_cheapest_of_those_that_pass_serves() -> None:
     turn = Turn("cheapest")
     turn.scored("teacher", seconds=1.0, bytes=50_000_000)
     good = turn.model("int8", seconds=0.5, bytes=2_400_000)
@@ -129,7 +132,7 @@ def test_the_cheapest_of_those_that_pass_serves_and_the_rejected_are_not_registe
     stored = verdicts("cheapest")
     assert {key: v.outcome for key, v in stored.items()} == {good: "promote", best: "promote", bad: "reject"}
     assert stored[best].model_version == served.version and stored[good].model_version
-    assert stored[bad].model_version is None and stored[best].mlflow_run_id
+    assert all(verdict.mlflow_run_id for verdict in stored.values())
     assert "at most" in stored[bad].reasons["reasons"][0]
 
     table = scorecard_table(result)
@@ -142,6 +145,181 @@ def test_the_cheapest_of_those_that_pass_serves_and_the_rejected_are_not_registe
     text = verdict_markdown(result)
     assert text.startswith(f"**promote** of cheapest: int4 serves as version {served.version}")
     assert "- int2: reject; on the holdout 80.0% right against 100.0%" in text
+
+
+def client() -> Any:
+    import mlflow
+
+    mlflow.set_tracking_uri(settings().mlflow_uri)
+    return mlflow.MlflowClient(settings().mlflow_uri)
+
+
+def versions(workload: str) -> dict[str, Any]:
+    """MLflow's versions of a workload by the candidate's name."""
+    found = {}
+    for version in client().search_model_versions(f"name = '{workload}'"):
+        assert version.tags["name"] not in found, "the same candidate twice"
+        version._version = str(version.version)  # a number where MLflow is SQLite
+        found[version.tags["name"]] = version
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def registry_of(request: pytest.FixtureRequest, shared_home: Path) -> Iterator[str]:
+    mlflow = request.getfixturevalue("server") if request.param == "server" else ""
+    with living_in(shared_home, TEACHER="", MLFLOW=mlflow):
+        yield request.param
+
+
+def test_every_candidate_is_a_version_and_only_the_winner_has_an_alias(registry_of: str) -> None:
+    turn = Turn(f"every-{registry_of}")
+    turn.scored("teacher", seconds=1.0)
+    turn.model("reject", seconds=0.05, wrong=range(60))
+    turn.model("unclear", seconds=0.1, wrong=range(7))
+    turn.model("also", seconds=0.5)
+    turn.model("winner", seconds=0.2)
+    result = release(turn.dataset_id, SPEC, flow_run_id="run-1")
+    found = versions(turn.workload)
+    assert {name: version.tags["verdict"] for name, version in found.items()} == {
+        "reject": "reject", "unclear": "inconclusive", "also": "promote", "winner": "promote",
+    }  # fmt: skip
+    assert result["version"] == found["winner"].version == "1", "it waits for no other's bytes"
+    aliases = client().get_registered_model(turn.workload).aliases
+    assert {alias: str(version) for alias, version in aliases.items()} == {"champion": "1"}
+    assert {row["name"]: row["version"] for row in result["rows"][1:]} == {n: v.version for n, v in found.items()}
+    stored = verdicts(turn.workload).values()
+    assert {(v.model_version, v.mlflow_run_id) for v in stored} == {(v.version, v.run_id) for v in found.values()}
+
+    failed = found["reject"]
+    assert "## Verdict: reject\n\n- on the holdout 80.0% right" in failed.description
+    assert "It did not pass the gate" in failed.description and "did not pass" not in found["winner"].description
+    assert {*failed.tags, "promoted_by"} == set(found["winner"].tags)
+    run = client().get_run(failed.run_id)
+    assert run.data.metrics["quality"] == 0.8 and [d.dataset.digest for d in run.inputs.dataset_inputs]
+    assert {file.path for file in client().list_artifacts(failed.run_id)} == {"scorecard.json", "verdict.json"}
+
+    before = _bytes_of(kept := settings().home / "mlflow-artifacts")
+    again = release(turn.dataset_id, SPEC, flow_run_id="run-2")
+    assert {n: v.last_updated_timestamp for n, v in versions(turn.workload).items()} == {
+        n: v.last_updated_timestamp for n, v in found.items()
+    }
+    assert again["version"] == "1" and _bytes_of(kept) == before
+    with pytest.raises(SetupError, match="version 1 is its only champion so far"):
+        rollback(turn.workload)
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _adapter(turn: Turn) -> Path:
+    """The file of an adapter that the turn's student has."""
+    adapter = settings().home / "students" / turn.dataset_id / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_model.safetensors").write_bytes(b"A and B")
+    with session() as db:
+        db.get_one(Student, turn.dataset_id).path = str(adapter.parent)
+    return adapter / "adapter_model.safetensors"
+
+
+def test_a_version_that_failed_is_whole_and_costs_no_second_copy(tmp_path: Path) -> None:
+    import mlflow
+
+    turn = Turn("shares")
+    turn.scored("teacher", seconds=1.0)
+    adapter = _adapter(turn)
+    files = {name: settings().home / "candidates" / turn.model(name, wrong=wrong) / "model.gguf"
+             for name, wrong in {"good": (), "bad": range(60)}.items()}  # fmt: skip
+    release(turn.dataset_id, SPEC)
+    found = versions("shares")
+    whole = Path(mlflow.artifacts.download_artifacts(f"models:/shares/{found['bad'].version}", dst_path=str(tmp_path)))
+    done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=whole, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "## Verdict: reject" in (whole / "MODEL_CARD.md").read_text()
+    for name, same in (("good", False), ("bad", True)):
+        registered = registry.version("shares", found[name].version).folder / "model.gguf"
+        assert registered.samefile(files[name]) == same, "what passed has bytes of its own: it may serve any day"
+        kept = local(client().get_run(found[name].run_id).info.artifact_uri) / "adapter/adapter_model.safetensors"
+        assert kept.samefile(adapter) == same and kept.read_bytes() == b"A and B"
+
+    files["bad"].unlink()
+    assert registry.version("shares", found["bad"].version), "a candidate's folder may go"
+    again = release(turn.dataset_id, SPEC)
+    assert again["notes"] == [] and again["rows"][-1]["version"] == found["bad"].version
+
+
+def test_another_verdict_on_the_same_candidate_is_told_of_the_same_version(registry_of: str) -> None:
+    turn = Turn(f"asked-again-{registry_of}")
+    adapter = _adapter(turn)
+    turn.scored("teacher")
+    candidate_id = turn.model("int4", wrong=range(7))
+    assert release(turn.dataset_id, SPEC)["outcome"] == "inconclusive"
+    file = settings().home / "candidates" / candidate_id / "model.gguf"
+    assert registry.version(turn.workload, "1").folder.joinpath("model.gguf").samefile(file) == (
+        registry_of == "sqlite"
+    )
+    wider = GateSpec(margin=0.1)
+    for _ in range(2):
+        assert release(turn.dataset_id, wider)["version"] == "1"
+    told = versions(turn.workload)["int4"]
+    assert (told.tags["verdict"], dict(told.tags)["promoted_by"]) == ("promote", "release")
+    assert "## Verdict: promote" in told.description and told.description.endswith("that it was registered with.")
+    run = client().get_run(told.run_id)
+    assert run.data.tags["verdict"] == "promote" and len(run.inputs.dataset_inputs) == 1
+    assert client().get_logged_model(told.source.removeprefix("models:/")).tags["verdict"] == "promote"
+    assert not registry.version(turn.workload, "1").folder.joinpath("model.gguf").samefile(file)
+    assert adapter.stat().st_nlink == 1
+    found = registry.champion_adapter(turn.workload)
+    assert found is not None and found.version == "1"
+    assert release(turn.dataset_id, SPEC)["outcome"] == "inconclusive"
+    assert versions(turn.workload)["int4"].tags["verdict"] == "promote", "it has passed once"
+
+
+def test_a_candidate_that_failed_and_whose_files_are_gone_is_said_and_stops_nobody() -> None:
+    turn = Turn("gone")
+    turn.scored("teacher")
+    turn.model("good")
+    lost = turn.model("lost", wrong=range(60))
+    (settings().home / "candidates" / lost / "model.gguf").write_bytes(b"other")
+    result = release(turn.dataset_id, SPEC)
+    assert (result["outcome"], versions("gone").keys()) == ("promote", {"good"})
+    assert f"- lost is not registered: candidate {lost} is no longer what was scored" in verdict_markdown(result)
+    assert verdicts("gone")[lost].model_version is None
+
+
+def test_a_version_that_did_not_pass_serves_by_a_hand_alone_and_loudly(caplog: pytest.LogCaptureFixture) -> None:
+    for number in (1, 2):
+        turn = Turn("by-hand", number)
+        turn.scored("teacher")
+        if number == 2:
+            turn.scored("champion:1")
+            with session() as db:
+                card = db.get_one(Scorecard, f"{turn.dataset_id}-champion:1")
+                card.artifact_hash = registry.version("by-hand", "1").artifact_hash
+        turn.model(f"good {number}")
+        turn.model(f"bad {number}", wrong=range(60 + number))
+        release(turn.dataset_id, SPEC)
+    found = {name: version.version for name, version in versions("by-hand").items()}
+    one, two, bad = found["good 1"], found["good 2"], found["bad 2"]
+    for _ in range(2):
+        assert {registry.champion_number("by-hand"), registry.previous_number("by-hand")} == {one, two}
+        rollback("by-hand")
+    assert not caplog.records
+    client().set_registered_model_alias("by-hand", "champion", bad)
+    row = promotions.notice("by-hand", bad, "webhook")
+    assert row is not None and (row.by, row.verdict_id) == ("hand", None)
+    assert f"version {bad} of 'by-hand' did not pass the gate" in caplog.text
+    assert versions("by-hand")["bad 2"].tags["promoted_by"] == "hand, not gated"
+    assert rollback("by-hand")["previous"] == bad
+    caplog.clear()
+    rollback("by-hand")
+    assert "did not pass the gate: it serves because a rollback gave it its place back" in caplog.text
 
 
 def test_of_those_that_cost_the_same_within_the_clock_s_error_the_one_most_right_serves() -> None:
@@ -203,11 +381,7 @@ def test_what_a_classifier_leaves_to_the_teacher_is_part_of_its_cost(
 
 def test_the_student_s_adapter_is_registered_with_what_serves() -> None:
     turn = Turn("adapted")
-    adapter = settings().home / "students" / turn.dataset_id / "adapter"
-    adapter.mkdir(parents=True)
-    (adapter / "adapter_model.safetensors").write_bytes(b"A and B")
-    with session() as db:
-        db.get_one(Student, turn.dataset_id).path = str(adapter.parent)
+    _adapter(turn)
     turn.scored("teacher")
     turn.model("int4")
     release(turn.dataset_id, SPEC)
@@ -243,12 +417,13 @@ def test_the_next_turn_is_held_against_the_champion_and_the_teacher() -> None:
     second.model("worse", wrong=range(40))  # better than the teacher, worse than what serves
     result = release(second.dataset_id, SPEC)
     assert (result["outcome"], result["reference"], result["version"]) == ("reject", "champion:1", None)
+    assert result["rows"][-1]["version"] == "2"
     assert registry.champion_number("next") == "1"
     assert [row["verdict"] for row in scorecard_table(result)] == ["reference", "reference", "reject"]
 
     second.model("better")
-    assert release(second.dataset_id, SPEC)["version"] == "2"
-    assert rollback("next") == {"workload": "next", "champion": "1", "previous": "2"}
+    assert release(second.dataset_id, SPEC)["version"] == "3"
+    assert rollback("next") == {"workload": "next", "champion": "1", "previous": "3"}
     assert registry.champion_number("next") == "1"
 
 
@@ -266,7 +441,7 @@ def test_the_champions_own_files_are_not_registered_again() -> None:
         rollback("own")
 
 
-def test_inconclusive_never_promotes_nor_registers() -> None:
+def test_inconclusive_never_promotes() -> None:
     turn = Turn("unclear")
     turn.scored("teacher")
     turn.model("int4", wrong=range(7))

@@ -57,7 +57,8 @@ def test_each_alert_is_raised_by_what_it_is_about_and_by_nothing_else(database: 
     assert names() == ["stale"]
     with session() as db:
         db.add(promotion(2, by="rollback", replaced="1", reason="asked for"))
-    assert names() == ["rollback"]
+    assert names() == ["rollback", "hand"], "back to one that no verdict let serve"
+    assert "because a rollback gave it its place back" in alerts("shop")[1]["said"]
     with session() as db:
         db.add(promotion(3, by="hand", at=now() + timedelta(seconds=1)))
     assert names() == ["hand"]

@@ -163,14 +163,44 @@ def test_it_is_with_the_version_in_mlflow_and_the_version_says_so() -> None:
     assert client().get_model_version("shown", result["version"]).description == version.description
 
 
-def test_a_turn_that_registered_nothing_has_one_run_of_its_own() -> None:
-    result = turn("unregistered", wrong=range(25))
+def test_it_is_with_a_version_that_did_not_pass_too() -> None:
+    result = turn("unserved", wrong=range(25))
     for _ in range(2):
         report(result["verdict"])
+    versions = client().search_model_versions("name = 'unserved'")
+    assert versions and {version.tags["verdict"] for version in versions} == {"reject"}
+    for version in versions:
+        assert version.tags["flywheel.report"] == f"runs:/{version.run_id}/report.html"
+        assert reports.FILE in [file.path for file in client().list_artifacts(version.run_id)]
+    experiment = client().get_experiment_by_name("flywheel unserved")
+    assert len(client().search_runs([experiment.experiment_id])) == len(versions), "and nowhere else"
+
+
+def test_a_turn_of_before_every_candidate_was_registered_keeps_its_one_run_and_what_is_forgotten_leaves_it() -> None:
+    result = turn("unregistered", wrong=range(25))
+    versions = client().search_model_versions("name = 'unregistered'")
+    with session() as db:
+        for verdict in db.scalars(select(Verdict).where(Verdict.workload == "unregistered")):
+            verdict.model_version = verdict.mlflow_run_id = None
+    for _ in range(2):
+        made = report(result["verdict"])
     experiment = client().get_experiment_by_name("flywheel unregistered")
-    (run,) = client().search_runs([experiment.experiment_id])
+    others = {version.run_id for version in versions}
+    runs = client().search_runs([experiment.experiment_id])
+    (run,) = [run for run in runs if run.info.run_id not in others]
     assert run.data.tags["verdict"] == "reject" and run.info.status == "FINISHED"
     assert [file.path for file in client().list_artifacts(run.info.run_id)] == [reports.FILE]
+
+    with session() as db:  # and since then the same turn was decided again, which registers
+        for verdict, version in zip(
+            db.scalars(select(Verdict).where(Verdict.workload == "unregistered")), versions, strict=True
+        ):
+            verdict.model_version, verdict.mlflow_run_id = version.version, version.run_id
+    page = Path(made["path"]).read_text()
+    n = next(n for n in range(160) if question(n) in page)
+    forget(interaction=f"unregistered-{n}")
+    for run_id in (run.info.run_id, *others):
+        assert question(n) not in Path(client().download_artifacts(run_id, reports.FILE)).read_text()
 
 
 def test_a_second_turn_is_held_against_the_champion_and_both_are_compared() -> None:
