@@ -21,6 +21,7 @@ from tests.models import artifact, bare, labelled  # noqa: F401 (fixtures)
 
 SHARED = Path(os.environ.get("FLYWHEEL_SHARED", Path(__file__).parent.parent.parent / "shared"))
 NUMBERS = count()
+ROOMY = 4 << 30  # bytes
 
 
 @contextmanager
@@ -83,7 +84,10 @@ def cluster(port: int | None = None) -> Iterator[Cluster]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("no PostgreSQL: `apt-get install postgresql` (in /usr/lib/postgresql)")
-    folder = Path(tempfile.mkdtemp(prefix="fw-pg-", dir="/tmp"))
+    # In memory where there is room: hundreds of databases come and go, some 300 files each.
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOMY
+    folder = Path(tempfile.mkdtemp(prefix="fw-pg-", dir=memory if roomy else "/tmp"))
     if os.geteuid() == 0:
         shutil.chown(folder, "postgres")
     try:
@@ -114,15 +118,22 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     url = new_database(request.getfixturevalue("postgres"))
     with living_in(tmp_path / "home", TEACHER="", DATABASE=url):
         yield url
+    with administered(request.getfixturevalue("postgres")) as connection:
+        connection.execute(f"DROP DATABASE {url.partition('?')[0].rpartition('/')[2]} WITH (FORCE)")
 
 
 def new_database(postgres: str) -> str:
-    import psycopg
-
     name = f"flywheel_{next(NUMBERS)}"
-    with psycopg.connect(postgres.format("postgres"), autocommit=True) as connection:
+    with administered(postgres) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     return postgres.format(name)
+
+
+def administered(postgres: str) -> Any:
+    """A connection on which a statement is its own transaction."""
+    import psycopg
+
+    return psycopg.connect(postgres.format("postgres"), autocommit=True)
 
 
 @pytest.fixture

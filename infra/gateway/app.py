@@ -117,7 +117,7 @@ def create_app(teacher: Engine | str | None = None, redeploy: Redeploy | None = 
             raise Refused(409, reason)
         if fate == "lost":
             raise Refused(503, "nothing can be recorded now; try again", headers={"retry-after": "1"})
-        gateway.metrics.feedback.labels("", record["kind"]).inc()
+        gateway.metrics.feedback.labels(record["kind"]).inc()
         return JSONResponse({"id": record["id"]}, 202 if fate == "spooled" else 200)
 
     @app.post("/v1/traces")

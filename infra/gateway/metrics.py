@@ -33,7 +33,7 @@ class Metrics:
         self.request_seconds = seconds("flywheel_request_seconds", "From a call's head to its answer's end", who)
         self.first_token_seconds = seconds("flywheel_first_token_seconds", "From a call's head to its first words", who)
         self.open_streams = gauge("flywheel_open_streams", "Streams that are on their way")
-        self.feedback = count("flywheel_feedback", "Feedback that was taken", ("workload", "kind"))
+        self.feedback = count("flywheel_feedback", "Feedback that was taken", ("kind",))
         self.records = count("flywheel_records", "Records by what became of them; of spooled ones later", ("outcome",))
         for outcome in ("stored", "spooled", "quarantined", "lost"):
             self.records.labels(outcome)

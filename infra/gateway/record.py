@@ -68,7 +68,7 @@ class Call:
         return {
             "id": self.id, "timestamp": self.at.isoformat(), "workload_id": self.workload,
             "conversation_id": self.conversation, "client_id": self.client,
-            "latency_ms": 1000 * (time.monotonic() - self.began), "request": self.body, "response": response,
+            "latency_ms": round(1000 * (time.monotonic() - self.began), 3), "request": self.body, "response": response,
         }  # fmt: skip
 
 

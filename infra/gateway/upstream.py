@@ -221,7 +221,7 @@ class Relay:
 
     def response_of(self) -> dict[str, Any]:
         """What there is of the answer, in one piece, with the error that it ended in."""
-        ended = {"error": self.error} if self.error else {}
+        ended = {"error": error} if (error := self.error) else {}
         named = {"upstream_id": self.theirs} if self.theirs else {}
         try:
             return {**assembled([*self.chunks, ended]), **named}

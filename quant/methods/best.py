@@ -16,7 +16,7 @@ and so do 1536 at 0.015 at 3. Rejected: half the batch for twice the steps (no g
 codes than for scales (2 bits end 22 % worse); matching the blocks' outputs as well (within noise); levels half a step
 off zero at 2 bits, as in ParetoQ (Liu et al. 2025, arXiv 2502.02631: 3 % after all steps, and no runtime has them).
 
-What each step buys is measured in `bench/quant.py`, and in which order they matter is in the README. Gains of norms are
+What each step buys is measured in `bench/quant.py`, and docs/quantization.md has the figures. Gains of norms are
 float numbers that every format stores anyway: what is learned there is free.
 
 Cost: up to three runs of GPTQ, then (blocks x block_steps) passes of a block and `steps` of the model, each with one

@@ -21,7 +21,7 @@ EXPORTED = {
     "flywheel_request_seconds": {"workload", "served_by"},
     "flywheel_first_token_seconds": {"workload", "served_by"},
     "flywheel_open_streams": set(),
-    "flywheel_feedback_total": {"workload", "kind"},
+    "flywheel_feedback_total": {"kind"},
     "flywheel_records_total": {"outcome"},
     "flywheel_records_waiting": set(),
     "flywheel_spool_bytes": set(),

@@ -45,7 +45,7 @@ def test_calls_are_counted_by_what_came_of_them(url: str, teacher: type[Teacher]
     }
     assert seen["flywheel_request_seconds_count shop teacher"] == 4
     assert seen["flywheel_first_token_seconds_count shop teacher"] == 1
-    assert seen["flywheel_feedback_total  thumb"] == 1
+    assert seen["flywheel_feedback_total thumb"] == 1
     assert seen["flywheel_records_total stored"] == 6 and seen["flywheel_records_total lost"] == 0
     assert (seen["flywheel_database_up"], seen["flywheel_open_streams"], seen["flywheel_records_waiting"]) == (1, 0, 0)
 
