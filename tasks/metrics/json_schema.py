@@ -9,6 +9,7 @@ refers to another document, which is never fetched.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from tasks.metrics.exact_match import words
@@ -57,14 +58,21 @@ def _asked(response_format: Any) -> Schema | None:
 
 def _sound(schema: Schema) -> bool:
     """Whether a schema is one, and complete in itself."""
+    try:
+        return isinstance(schema, dict | bool) and _is_schema(json.dumps(schema))
+    except RecursionError:
+        return False
+
+
+@lru_cache(1024)  # to check one takes milliseconds, and nearly all requests of a workload have the same tools
+def _is_schema(text: str) -> bool:
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
 
-    if not isinstance(schema, dict | bool):
-        return False
+    schema = json.loads(text)
     try:
         validator_for(schema).check_schema(schema)
-    except (SchemaError, RecursionError):
+    except SchemaError:
         return False
     return all(str(target).startswith("#") for target in _references(schema))
 
