@@ -119,3 +119,21 @@ def test_json_prints_one_object_and_nothing_else(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
     assert (counts["rows"], counts["interactions"], counts["quarantined"]) == (2, 1, 1)
+
+
+LOGS = """
+import logging
+from flows.__main__ import quiet_environment
+quiet_environment()
+import flows.stage
+from prefect.logging.configuration import setup_logging
+setup_logging()
+logging.getLogger("flywheel.requests").warning("POST /v1/chat/completions")
+"""
+
+
+def test_what_a_gateway_logs_outside_of_a_run_is_no_warning_of_prefects(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOGS], cwd=ROOT, env=environment_of(tmp_path), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
