@@ -1,9 +1,21 @@
+import gc
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
 from tasks.gate.holm import holm
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> Iterator[None]:
+    """statsmodels collects garbage in each call: seconds, where other tests have left millions of objects."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
 
 p_values = st.lists(st.floats(0, 0.2), min_size=1, max_size=12)
 
