@@ -58,16 +58,25 @@ def frozen(name: str, rows: int | None, feedback: bool = True) -> str:
     from tasks.ingest import ingest
     from tasks.sources import JSONL
 
-    home = Path(os.environ["FLYWHEEL_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
-    log = home / f"{name}.jsonl"
-    with gzip.open(DATA / name / "telemetry.jsonl.gz", "rt") as lines:
-        log.write_text("".join(islice(lines, rows)))
+    log = DATA / name / "telemetry.jsonl.gz"
+    if rows is not None:
+        log = beginning(log, rows)
     ingest(JSONL(paths=(str(log), *([str(DATA / name / "feedback.jsonl")] if feedback else []))))
     made = curate(WORKLOADS[name], CurateSpec(holdout=0.05))
     print(f"{name}: {made['train']:,} rows to train, {made['validation']:,} to validate; {made['answers']}")
     dataset: str = made["dataset_id"]
     return dataset
+
+
+def beginning(log: Path, rows: int) -> Path:
+    """The first rows of a log, as a file in the home."""
+    from infra.settings import settings
+
+    settings().home.mkdir(parents=True, exist_ok=True)
+    part = settings().home / f"{log.parent.name}.jsonl"
+    with gzip.open(log, "rt") as lines:
+        part.write_text("".join(islice(lines, rows)))
+    return part
 
 
 def classifier(chosen: Chosen) -> None:
@@ -78,6 +87,8 @@ def classifier(chosen: Chosen) -> None:
     from tasks.quantize import CANDIDATES, fitting, quantize
     from tasks.students import Classifier
 
+    if "banking77" not in chosen.workloads:
+        return
     dataset = frozen("banking77", chosen.rows)
     asked, strange = golden("banking77"), golden("snips")
     found: dict[str, list[dict[str, float]]] = {}
@@ -133,7 +144,7 @@ def causal(chosen: Chosen) -> None:
     from tasks.distill import distill
     from tasks.quantize import CANDIDATES, CandidateSpec, quantize
 
-    for name, options in students(chosen).items():
+    for name, options in students(chosen.workloads).items():
         dataset, asked = frozen(name, chosen.rows), golden(name)
         found: dict[str, list[dict[str, float]]] = {}
         for seed in range(chosen.seeds):
@@ -145,13 +156,13 @@ def causal(chosen: Chosen) -> None:
         summed(f"{name}, seedling", found, len(asked))
 
 
-def students(chosen: Chosen) -> dict[str, Any]:
+def students(workloads: list[str]) -> dict[str, Any]:
     """What the seedling needs for real questions: where it copies, more passes, each with other names."""
     from tasks.lessons import Imitation
     from tasks.students import Causal
 
     fit = {"banking77": Causal(learn=Imitation()), "snips": Causal(learn=Imitation(), epochs=12, mentions=0.5)}
-    return {name: fit[name] for name in chosen.workloads}
+    return {name: fit[name] for name in workloads}
 
 
 def lessons(chosen: Chosen) -> None:
@@ -160,7 +171,7 @@ def lessons(chosen: Chosen) -> None:
     from tasks.lessons import DPO, Logits
     from tasks.quantize import CANDIDATES, quantize
 
-    for name, options in students(chosen).items():
+    for name, options in students(chosen.workloads).items():
         asked = golden(name)
         found: dict[str, list[dict[str, float]]] = {}
 

@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -120,11 +119,10 @@ async def measure(url: str, versions: list[str], swaps: int, customers: int) -> 
 
 
 def main(swaps: int, customers: int) -> None:
-    with tempfile.TemporaryDirectory() as place, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        folder = Path(place)
+    from tests.mlflow_server import free_port
+
+    with tempfile.TemporaryDirectory() as place:
+        port, folder = free_port(), Path(place)
         os.environ |= {
             "FLYWHEEL_HOME": str(folder / "home"), "FLYWHEEL_TEACHER": "", "FLYWHEEL_THREADS": "1",
             "FLYWHEEL_GATEWAY_PORT": str(port), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",

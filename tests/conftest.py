@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from sqlalchemy import make_url
 
 from infra.database import session
 from infra.settings import settings
@@ -119,7 +120,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with living_in(tmp_path / "home", TEACHER="", DATABASE=url):
         yield url
     with administered(request.getfixturevalue("postgres")) as connection:
-        connection.execute(f"DROP DATABASE {url.partition('?')[0].rpartition('/')[2]} WITH (FORCE)")
+        connection.execute(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
 
 
 def new_database(postgres: str) -> str:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 HEARS_NOTHING = """
 import hashlib
@@ -14,7 +13,6 @@ with turn.within(1e-5, "the turn of 'shop' took over hours=1e-05"):
 
 
 def test_a_process_that_does_not_hear_that_its_time_is_over_is_ended() -> None:
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", HEARS_NOTHING], stderr=subprocess.PIPE, text=True, timeout=120)
-    assert done.returncode == 1 and time.monotonic() - began < 100
+    done = subprocess.run([sys.executable, "-c", HEARS_NOTHING], stderr=subprocess.PIPE, text=True, timeout=100)
+    assert done.returncode == 1
     assert "'shop' took over hours=1e-05: it did not hear that its time was over" in done.stderr
