@@ -33,13 +33,18 @@ def write_log(path: Path, seed: int, conversations: int, day: int) -> Path:
     return path
 
 
+def asks_order(said: str) -> list[dict[str, str]]:
+    """The messages of a request of the small job."""
+    prompt = "Give the order number in this message, and nothing else."
+    return [{"role": "system", "content": prompt}, {"role": "user", "content": said}]
+
+
 def write_orders(folder: Path, seed: int, messages: int) -> None:
     """Write the two days' log of a small job that is quickly learned, and a file of feedback beside `folder`.
 
     One answer in twenty lacks a digit, and a clerk has corrected it; one record has no response.
     """
     at = datetime(2026, 11, 2, 9, tzinfo=UTC)
-    prompt = {"role": "system", "content": "Give the order number in this message, and nothing else."}
     said = (exchange.turns[0][0] for exchange in shop.exchanges(seed, 10 * messages, "train"))
     numbers = [(text, found[0]) for text in said if len(found := re.findall(r"\b\d{5,6}\b", text)) == 1]
     days: list[list[dict[str, Any]]] = [[], []]
@@ -54,7 +59,7 @@ def write_orders(folder: Path, seed: int, messages: int) -> None:
         }  # fmt: skip
         record = {
             "id": f"order-{n}", "timestamp": then.timestamp(), "workload_id": ORDERS, "client_id": f"customer-{n % 89}",
-            "request": {"model": "big", "messages": [prompt, {"role": "user", "content": text}]}, "latency_ms": 700 + n,
+            "request": {"model": "big", "messages": asks_order(text)}, "latency_ms": 700 + n,
         }  # fmt: skip
         days[late].append(record if n == 100 else {**record, "response": response})
         opinion = {"record_id": f"order-{n}", "timestamp": (then + timedelta(hours=1)).timestamp()}

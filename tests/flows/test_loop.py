@@ -120,7 +120,7 @@ class Street:
 def turn() -> dict[str, Any]:
     result: dict[str, Any] = flywheel.fn(  # without Prefect, which has tests of its own
         WORKLOAD, curate=CurateSpec(near_duplicate=1.0),
-        distill=Causal(max_steps=300, epochs=80, learning_rate=0.004, learn=Imitation()),
+        distill=Causal(max_steps=300, epochs=80, learn=Imitation()),
         candidates=(CandidateSpec(RTN(bits=8)),), gate=GateSpec(margin=0.45, min_holdout=10), rollout=ROLLOUT,
     )  # fmt: skip
     return result

@@ -16,18 +16,17 @@ import httpx
 import psycopg
 import pytest
 
-from infra.seedling import shop
 from tests.compose import PATIENCE, ROOT, Topology
 from tests.conftest import cluster
 from tests.mlflow_server import free_port, started
-from tests.shop_log import WORKLOAD, write_log
+from tests.shop_log import ORDERS, asks_order, write_orders
 
 INNER = ("prefect:4200", "mlflow:5000", "gateway:8080", "worker-cpu:8081", "worker-gpu:8081", "minio:9000")
 WORKERS = ("worker-cpu", "worker-gpu")
 # A margin this wide promotes whatever was made: this is about the way, not about the student.
 TURN = {
-    "workload": WORKLOAD,
-    "distill": {"epochs": 6, "learning_rate": 0.004},
+    "workload": ORDERS,
+    "distill": {"epochs": 2},
     "candidates": [{"method": {"name": "rtn", "bits": 8}}, {"method": {"name": "rtn", "bits": 4}}],
     "gate": {"margin": 0.99, "min_holdout": 10},
 }
@@ -73,11 +72,10 @@ class House:
 
     def served(self) -> str | None:
         listed = self.gateway.get("/v1/models").json()["data"]
-        return next((one["version"] for one in listed if one["id"] == WORKLOAD), None)
+        return next((one["version"] for one in listed if one["id"] == ORDERS), None)
 
     def ask(self) -> httpx.Response:
-        messages = [{"role": "system", "content": shop.SYSTEM}, {"role": "user", "content": "Where is order 48213?"}]
-        body = {"model": WORKLOAD, "messages": messages, "tools": shop.tool_schemas()}
+        body = {"model": ORDERS, "messages": asks_order("Where is order 48213?")}
         return self.gateway.post("/v1/chat/completions", json=body)
 
     def rows(self, query: str) -> list[Any]:
@@ -133,14 +131,16 @@ def test_before_the_first_turn_there_is_nobody_to_answer(house: House) -> None:
 
 
 def test_a_turn_on_the_worker_ends_with_the_gateway_serving_from_the_store(house: House, bucket: Any) -> None:
-    log = write_log(house.topology.folder / "day.jsonl", seed=1, conversations=80, day=1)
-    source = {"name": "jsonl", "paths": [str(log)]}
+    logs = house.topology.folder / "logs"
+    logs.mkdir()
+    write_orders(logs, seed=1, messages=360)
+    source = {"name": "jsonl", "paths": [str(logs)]}
     house.ended(house.run("flywheel/flywheel", {**TURN, "source": source}))
     version = house.served()
     reasons = house.rows("SELECT reasons FROM verdict")
     assert version is not None, f"redeploy waits until the gateway has it; the gate said {reasons}"
     answer = house.ask()
-    assert (answer.status_code, answer.json()["model"]) == (200, f"flywheel:{WORKLOAD}/{version}"), answer.text
+    assert (answer.status_code, answer.json()["model"]) == (200, f"flywheel:{ORDERS}/{version}"), answer.text
 
     stored = [one["Key"] for one in bucket.list_objects_v2(Bucket="mlflow")["Contents"]]
     models = [key for key in stored if key.startswith("artifacts/") and key.endswith("model/model.gguf")]
@@ -165,13 +165,11 @@ def test_calls_and_feedback_are_in_postgresql_by_the_client_of_their_token(house
 def test_an_alias_moved_in_mlflow_reaches_worker_and_gateway(house: House) -> None:
     served = house.served()
     (other,) = {"1", "2"} - {served}
-    moved = house.mlflow.post(
-        "/registered-models/alias", json={"name": WORKLOAD, "alias": "champion", "version": other}
-    )
+    moved = house.mlflow.post("/registered-models/alias", json={"name": ORDERS, "alias": "champion", "version": other})
     assert moved.status_code == 200, moved.text
 
     def redeployed() -> str | None:
-        asked = {"flow_runs": {"name": {"any_": [f"redeploy-{WORKLOAD}"]}}, "flows": {"name": {"any_": ["redeploy"]}}}
+        asked = {"flow_runs": {"name": {"any_": [f"redeploy-{ORDERS}"]}}, "flows": {"name": {"any_": ["redeploy"]}}}
         found = house.prefect.post("/flow_runs/filter", json=asked).json()
         return next((run["id"] for run in found if run["deployment_id"]), None)
 
@@ -195,6 +193,6 @@ def test_no_secret_is_in_a_log_or_on_a_command_line(house: House) -> None:
 
 def test_metrics_are_there_for_prometheus(house: House) -> None:
     told = httpx.get(f"{house.topology.address('gateway')}/metrics", timeout=60)
-    assert f'flywheel_requests_total{{outcome="ok",served_by="champion",workload="{WORKLOAD}"}}' in told.text.replace(
+    assert f'flywheel_requests_total{{outcome="ok",served_by="champion",workload="{ORDERS}"}}' in told.text.replace(
         ", ", ","
     )
