@@ -157,11 +157,14 @@ def causal(chosen: Chosen) -> None:
 
 
 def students(workloads: list[str]) -> dict[str, Any]:
-    """What the seedling needs for real questions: where it copies, more passes, each with other names."""
+    """What the seedling needs for real questions: where it copies, more passes, each with other names; else the words."""
     from tasks.lessons import Imitation
     from tasks.students import Causal
 
-    fit = {"banking77": Causal(learn=Imitation()), "snips": Causal(learn=Imitation(), epochs=12, mentions=0.5)}
+    fit = {
+        "banking77": Causal(learn=Imitation(), epochs=6, embeddings=True, word_dropout=0.15),
+        "snips": Causal(learn=Imitation(), epochs=12, mentions=0.5),
+    }
     return {name: fit[name] for name in workloads}
 
 
@@ -171,7 +174,8 @@ def lessons(chosen: Chosen) -> None:
     from tasks.lessons import DPO, Logits
     from tasks.quantize import CANDIDATES, quantize
 
-    for name, options in students(chosen.workloads).items():
+    for name, fit in students(chosen.workloads).items():
+        options = replace(fit, epochs=fit.epochs, embeddings=False, word_dropout=0.0)
         asked = golden(name)
         found: dict[str, list[dict[str, float]]] = {}
 

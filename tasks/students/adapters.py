@@ -14,7 +14,7 @@ goes on from it is a `lora` of that rank.
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,11 +29,12 @@ ITERATIONS = 16  # of PiSSA's fast singular value decomposition; the paper's mos
 MANIFEST = "flywheel.json"
 
 
-def fresh(model: Any, spec: "Causal", work: Path) -> Any:
+def fresh(model: Any, spec: "Causal", work: Path, tokens: Sequence[int] = ()) -> Any:
     """The model with a trainable adapter on the spec's linear layers, and all else frozen.
 
     Args:
         work: Keeps A₀ and B₀ of PiSSA until `save`.
+        tokens: Whose embeddings are trained as well, and with them their rows of a head that is tied to them.
 
     Raises:
         SetupError: The model has no layer of a name that the spec targets.
@@ -50,6 +51,7 @@ def fresh(model: Any, spec: "Causal", work: Path) -> Any:
         use_dora=spec.adapter == "dora", use_rslora=spec.adapter == "rslora", rank_pattern=narrow,
         alpha_pattern={name: spec.alpha * n / spec.rank for name, n in narrow.items()},
         init_lora_weights=f"pissa_niter_{ITERATIONS}" if pissa else True,
+        trainable_token_indices=list(tokens) or None,
     )  # fmt: skip
     torch.manual_seed(spec.seed)
     with asking_by_the_old_name():

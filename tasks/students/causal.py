@@ -28,7 +28,7 @@ from tasks.teachers.hf import load_model, model_fingerprint
 if TYPE_CHECKING:
     from tasks.dataset.frozen import Dataset
     from tasks.training.examples import Example
-    from tasks.training.mentions import Vary
+    from tasks.training.varied import Vary
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Causal:
     targets: Annotated[
         tuple[str, ...], Field(description="Linear layers with an adapter, as in q_proj; none named: all but the head")
     ] = ()
+    embeddings: Annotated[
+        bool, Field(description="Train the embeddings of the traffic's tokens, too, which a small base may hardly know")
+    ] = False
     learn: Annotated[Learn, Field(discriminator="name", description="What it learns from"), MENU] = Logits()  # noqa: RUF009 (frozen)
     prefer: Annotated[
         Prefer | None,
@@ -78,11 +81,18 @@ class Causal:
         float,
         Field(ge=0, le=1, description="Share of the argument values quoted from a question that each epoch replaces"),
     ] = 0.0
+    word_dropout: Annotated[
+        float, Field(ge=0, lt=1, description="Share of a question's words that each epoch leaves out")
+    ] = 0.0
     max_length: Annotated[int, Field(ge=16, description="Longer examples, in tokens, are left out and counted")] = 1024
     checkpoint_steps: Annotated[int, Field(ge=1, description="Steps between checkpoints")] = 50
     seed: Annotated[int, Field(description="Of the order of the batches and a fresh adapter's weights")] = 0
 
     def __post_init__(self) -> None:
+        if self.embeddings and self.adapter == "pissa":
+            raise ValueError("pissa is saved as another adapter, which leaves embeddings out: give adapter=lora")
+        if self.embeddings and self.prefer:
+            raise ValueError("TRL reads the head past its adapter: give embeddings or prefer, not both")
         if self.prune and self.start == "champion":
             raise ValueError("prune makes another base, which the champion's adapter does not fit: give start=base")
         if self.adapter == "pissa" and self.start == "champion":
@@ -118,9 +128,11 @@ class Causal:
         from tasks.training import launch
         from tasks.training.loop import load_adapter
 
+        several = bool(settings().torchrun)
+        if self.embeddings and several and settings().shard:
+            raise SetupError("embeddings are trained whole, not sharded: unset FLYWHEEL_SHARD or distill.embeddings")
         tokenizer = load_tokenizer(self.path)
         judged = self.prefer.prepare(dataset, tokenizer, self.max_length) if self.prefer else []
-        several = bool(settings().torchrun)
         report = launch.fit(self, dataset.id, work, progress) if several else self.fit(dataset, work, progress)
         adapted = self.adapted(dataset, work)
         load_adapter(adapted, work)
@@ -172,12 +184,12 @@ class Causal:
     def vary(self, rows: list[dict[str, Any]], train: "list[Example]", tokenizer: Any) -> "Vary | None":
         """What each epoch sees of the training rows, where it differs."""
         from tasks.training.examples import encode
-        from tasks.training.mentions import Mentions, varying
+        from tasks.training.varied import change, varying
 
-        if not self.mentions:
+        if not (self.mentions or self.word_dropout):
             return None
-        found = Mentions(rows, self.mentions, self.seed)
-        return varying(found, train, lambda varied: encode(tokenizer, varied, self.max_length))
+        changed = change(rows, self.mentions, self.word_dropout, self.seed)
+        return varying(changed, train, lambda varied: encode(tokenizer, varied, self.max_length))
 
     def validated(self, adapted: Any, dataset: "Dataset", tokenizer: Any) -> float:
         """The loss of imitation on the validation rows, in nats a token."""
@@ -198,7 +210,17 @@ class Causal:
         model.name_or_path = self.path  # what the adapter names, and not a folder that goes when it is trained
         if champion:
             return go_on(model, self, champion, model_fingerprint(self.path))
-        return fresh(model, self, work)
+        return fresh(model, self, work, self.tokens(dataset))
+
+    def tokens(self, dataset: "Dataset") -> list[int]:
+        """Whose embeddings are trained: what the training rows are made of, ascending."""
+        from infra.engines.chat import load_tokenizer
+        from tasks.training.examples import encode
+
+        if not self.embeddings:
+            return []
+        examples = encode(load_tokenizer(self.path), dataset.split("train"), self.max_length)
+        return sorted({token for example in examples for token in example.ids})
 
 
 def write(folder: Path, adapted: Any, tokenizer: Any, max_tokens: int) -> None:

@@ -28,7 +28,7 @@ from tasks.lessons.lesson import Loss, Teach
 from tasks.training.curve import Curve
 from tasks.training.examples import Example, plan, schedule, share
 from tasks.training.hard import redrawn, unlearned
-from tasks.training.mentions import Vary
+from tasks.training.varied import Vary
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,18 +11,16 @@ and a month never. Words of any kind in that place were tried first: they taught
 
 A value is a mention where it stands once in the conversation, in a message of the user's, between word boundaries. A
 row is varied only if each value of its calls is one, so that no value is left behind that followed from another (a code
-from a city's name); nested arguments are left as they are. A varied row is imitated: the teacher never saw it.
+from a city's name); nested arguments are left as they are.
 """
 
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
-
-from tasks.training.examples import Example
 
 Row = dict[str, Any]
 Slot = tuple[str, str]
@@ -130,21 +128,3 @@ def replaced(row: Row, chosen: Sequence[tuple[Mention, str]]) -> Row:
             arguments = json.loads(call["function"]["arguments"]) | values
             call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
     return {**row, "messages": messages, "expected": {**row["expected"], "tool_calls": calls}}
-
-
-Vary = Callable[[int], Sequence[Example]]
-"""Epoch → the examples that it sees."""
-
-
-def varying(
-    mentions: Mentions, examples: Sequence[Example], encode: Callable[[Sequence[Row]], Sequence[Example]]
-) -> Vary:
-    """The examples of each epoch, those of the varied rows anew by `encode`; one that grew too long stays as it was."""
-
-    def of(epoch: int) -> Sequence[Example]:
-        rows = {e.row: row for e in examples if (row := mentions.varied(e.row, epoch))}
-        numbers = list(rows)
-        fresh = {numbers[e.row]: e for e in encode(list(rows.values()))}
-        return [fresh[e.row]._replace(row=e.row, follow=False) if e.row in fresh else e for e in examples]
-
-    return of

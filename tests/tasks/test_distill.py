@@ -130,6 +130,34 @@ def test_what_people_prefer_is_learned_after_the_lesson_and_a_killed_run_goes_on
     test_the_merged_student_is_the_base_with_its_adapter(Path(broken["base"]), broken)
 
 
+def test_embeddings_of_the_traffic_s_tokens_are_learned_and_a_killed_run_ends_with_the_same_weights(
+    bare: Path, dataset: str
+) -> None:
+    from safetensors.torch import load_file
+
+    spec = replace(SPEC, learn=Imitation(), max_steps=4, checkpoint_steps=2, embeddings=True)
+
+    class Killed(Exception):
+        pass
+
+    def killed(done: int, total: int, what: str) -> None:
+        if done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill(dataset, spec, progress=killed)
+    broken = distill(dataset, spec)
+    test_the_merged_student_is_the_base_with_its_adapter(bare, broken)
+    with session() as db:
+        db.delete(db.get_one(Student, broken["student_id"]))
+    tensors = load_file(Path(broken["path"]) / "model.safetensors")
+    unbroken = load_file(Path(distill(dataset, spec)["path"]) / "model.safetensors")
+    assert all(bool((tensors[name] == unbroken[name]).all()) for name in unbroken)
+    name = "model.embed_tokens.weight"
+    moved = (tensors[name] != load_file(bare / "model.safetensors")[name]).any(1)
+    assert 10 < moved.sum() < len(moved), "the traffic's tokens, and no others"
+
+
 def test_a_teacher_with_other_tokens_is_imitated_and_said_so_or_aligned_where_asked(
     bare: Path, shop: Path, dataset: str, tmp_path: Path
 ) -> None:

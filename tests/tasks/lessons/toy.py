@@ -16,13 +16,14 @@ EXAMPLES = [Example([5 + (7 * n + i) % 40 for i in range(6 + n % 5)], 3, 1.0 + n
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=1)
 
 
-def small_base(vocabulary: int = 64) -> Any:
+def small_base(vocabulary: int = 64, tied: bool = False) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+        tie_word_embeddings=tied,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -44,7 +45,8 @@ def learned_model(adapter: Any, work: Path) -> Any:
 
 
 def adapter_of(model: Any) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if "lora_" in name}
+    kinds = ("lora_", "trainable_tokens")
+    return {name: p.detach() for name, p in model.named_parameters() if any(kind in name for kind in kinds)}
 
 
 def answer_logp(model: Any, prompt: list[int], answer: list[int]) -> float:

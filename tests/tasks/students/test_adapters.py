@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from infra.settings import SetupError
+from tasks.lessons import DPO
 from tasks.students import Causal
 from tasks.students.adapters import fresh, save
 from tests.tasks.lessons.toy import adapter_of, small_base
@@ -39,6 +40,41 @@ def test_the_base_with_the_saved_adapter_is_the_trained_model_and_the_merged_one
     torch.testing.assert_close(logits(loaded), trained, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits(model.merge_and_unload(safe_merge=True)), trained, rtol=1e-4, atol=1e-5)
     assert (trained - logits(small_base())).abs().max() > 0.01, "nothing was learned"
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["a head of its own", "tied head"])
+@pytest.mark.parametrize("adapter", [kind for kind in KINDS if kind != "pissa"])
+def test_embeddings_of_the_named_tokens_are_part_of_the_adapter(tmp_path: Path, adapter: Any, tied: bool) -> None:
+    from peft import PeftModel
+
+    spec, tokens = Causal(adapter=adapter, rank=4, alpha=8, embeddings=True), [3, 5, 8]
+    base = small_base(tied=tied)
+    model = fresh(small_base(tied=tied), spec, tmp_path, tokens)
+    torch.testing.assert_close(logits(model), logits(base), rtol=1e-4, atol=1e-5)
+    for name, parameter in adapter_of(model).items():
+        parameter += (1.0 if "tokens" in name else 0.02) * torch.randn_like(parameter)
+    trained = logits(model)
+    save(model, tmp_path / "adapter", spec, tmp_path, {})
+    loaded = PeftModel.from_pretrained(small_base(tied=tied), tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded), trained, rtol=1e-4, atol=1e-5)
+    merged = model.merge_and_unload(safe_merge=True)
+    torch.testing.assert_close(logits(merged), trained, rtol=1e-4, atol=1e-5)
+    inputs, head = (
+        (mine - theirs).abs().amax(1).nonzero()[:, 0].tolist()
+        for mine, theirs in (
+            (merged.get_input_embeddings().weight, base.get_input_embeddings().weight),
+            (merged.get_output_embeddings().weight, base.get_output_embeddings().weight),
+        )
+    )
+    assert (inputs, head) == (tokens, tokens if tied else [])
+
+
+@pytest.mark.parametrize(
+    ("other", "said"), [({"adapter": "pissa"}, "pissa .* adapter=lora"), ({"prefer": DPO()}, "embeddings or prefer")]
+)
+def test_what_embeddings_do_not_go_with_is_refused(other: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Causal(embeddings=True, **other)
 
 
 def test_pissa_takes_the_largest_part_out_of_the_base(tmp_path: Path) -> None:

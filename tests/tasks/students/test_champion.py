@@ -67,6 +67,7 @@ def test_another_shape_or_base_is_refused_with_both_names(dataset: str, bare: Pa
         (replace(NEXT, rank=2), "rank 4 and not 2"),
         (replace(NEXT, alpha=16), "alpha 8 and not 16"),
         (replace(NEXT, adapter="dora"), "adapter lora and not dora"),
+        (replace(NEXT, embeddings=True), "embeddings False and not True"),
         (replace(NEXT, targets=("q_proj",)), r"targets down_proj,.*,v_proj and not q_proj"),
         (replace(NEXT, base=str(other)), rf"base {bare} \(\w+\) and not {other} \(\w+\)"),
     ):
@@ -90,6 +91,17 @@ def test_a_pissa_adapter_goes_on_as_the_lora_it_was_saved_as(dataset: str) -> No
     torch.testing.assert_close(weights(second), weights(first), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="pissa is a way to begin afresh"):
         replace(NEXT, adapter="pissa")
+
+
+def test_embeddings_go_on_where_the_champion_s_are(dataset: str) -> None:
+    import torch
+
+    first = distill(dataset, replace(FIRST, embeddings=True))
+    serve(first)
+    begun, later = (distill(dataset, replace(NEXT, embeddings=True, learning_rate=rate)) for rate in (1e-12, 3e-2))
+    torch.testing.assert_close(weights(begun), weights(first), rtol=1e-4, atol=1e-5)
+    name = "model.embed_tokens.weight"
+    assert not torch.allclose(weights(later)[name], weights(first)[name], atol=1e-3), "they are trained further"
 
 
 def test_a_champion_without_an_adapter_says_so(dataset: str) -> None:

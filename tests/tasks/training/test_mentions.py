@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.training.examples import Example
-from tasks.training.mentions import Mentions, mentions, replaced, said, unheard, varying
+from tasks.training.mentions import Mentions, mentions, replaced, said, unheard
 
 
 def row(question: str, **arguments: Any) -> dict[str, Any]:
@@ -104,23 +103,3 @@ def test_values_are_those_of_the_argument_and_new_ones_as_often_as_customers_bri
     assert kept / 1200 == pytest.approx(0.6, abs=0.05)
     titles = [arguments(one)["title"] for n in range(240) if (one := made.varied(n, 0))]
     assert any(title not in heard for title in titles)
-
-
-def test_an_epoch_sees_the_varied_rows_as_examples_to_imitate_and_the_same_ones_each_time() -> None:
-    def encode(rows: Any) -> list[Example]:
-        return [
-            Example(list(question(row).encode()), 3, 1.0, True, n)
-            for n, row in enumerate(rows)
-            if len(question(row)) < 40
-        ]
-
-    rows = [*ROWS, row("no mention here", code="X")]
-    examples = encode(rows)
-    seen = varying(Mentions(rows, 1.0, 0), examples, encode)
-    for epoch in range(20):
-        epochs = seen(epoch)
-        assert [e.row for e in epochs] == [0, 1, 2, 3]
-        assert epochs[3] == examples[3]
-        assert all(not e.follow or e == examples[e.row] for e in epochs), "what is longer than allowed stays as it was"
-        assert seen(epoch) == epochs
-    assert len({bytes(seen(epoch)[0].ids) for epoch in range(20)}) > 3
