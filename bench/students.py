@@ -156,16 +156,19 @@ def causal(chosen: Chosen) -> None:
         summed(f"{name}, seedling", found, len(asked))
 
 
-def students(workloads: list[str]) -> dict[str, Any]:
-    """What the seedling needs for real questions: where it copies, more passes, each with other names; else the words."""
+def plain(workloads: list[str]) -> dict[str, Any]:
+    """Imitation by default settings; for calls with arguments more passes, each with other names."""
     from tasks.lessons import Imitation
     from tasks.students import Causal
 
-    fit = {
-        "banking77": Causal(learn=Imitation(), epochs=6, embeddings=True, word_dropout=0.15),
-        "snips": Causal(learn=Imitation(), epochs=12, mentions=0.5),
-    }
-    return {name: fit[name] for name in workloads}
+    options = {"banking77": Causal(learn=Imitation()), "snips": Causal(learn=Imitation(), epochs=12, mentions=0.5)}
+    return {name: options[name] for name in workloads}
+
+
+def students(workloads: list[str]) -> dict[str, Any]:
+    """What the seedling, which knows few of their words, needs for real questions."""
+    more = {"banking77": {"epochs": 6, "embeddings": True, "word_dropout": 0.15}}
+    return {name: replace(options, **more.get(name, {})) for name, options in plain(workloads).items()}
 
 
 def lessons(chosen: Chosen) -> None:
@@ -174,8 +177,7 @@ def lessons(chosen: Chosen) -> None:
     from tasks.lessons import DPO, Logits
     from tasks.quantize import CANDIDATES, quantize
 
-    for name, fit in students(chosen.workloads).items():
-        options = replace(fit, epochs=fit.epochs, embeddings=False, word_dropout=0.0)
+    for name, options in plain(chosen.workloads).items():
         asked = golden(name)
         found: dict[str, list[dict[str, float]]] = {}
 
@@ -186,9 +188,9 @@ def lessons(chosen: Chosen) -> None:
             print(f"  {name}, seed {spec.seed}, {what}: {found[what][-1]['right %']:.2f} %", flush=True)  # noqa: B023
 
         with environment("FLYWHEEL_HOME", os.environ["FLYWHEEL_HOME"] + "/without-feedback"):
-            plain = frozen(name, chosen.rows, feedback=False)
+            logged = frozen(name, chosen.rows, feedback=False)
             for seed in range(chosen.seeds):
-                learned("imitation of the log", plain, replace(options, seed=seed))
+                learned("imitation of the log", logged, replace(options, seed=seed))
         dataset = frozen(name, chosen.rows)
         taught = distill(dataset, replace(options, seed=chosen.seeds))["path"]
         for seed in range(chosen.seeds):
