@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -66,6 +67,14 @@ def test_two_processes_that_shard_the_base_make_the_student_that_one_makes(
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
     assert [done for done, _, what in steps if what.startswith("distill")] == list(range(1, alone["steps"] + 1))
+
+
+def test_embeddings_are_not_trained_beside_a_base_that_is_sharded(
+    dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_torchrun(monkeypatch, "--nproc-per-node 2", shard=True)
+    with pytest.raises(SetupError, match=r"unset FLYWHEEL_SHARD or distill\.embeddings"):
+        distill(dataset, replace(SPEC, embeddings=True))
 
 
 def test_what_went_wrong_in_a_process_is_one_line(
