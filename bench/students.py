@@ -7,7 +7,7 @@
 |------------|------------------|------------------------------------------------------------------------------------|
 | classifier | banking77        | is a classifier on MiniLM better than its teacher, which is right in 93 %?         |
 | causal     | banking77, SNIPS | what is the seedling student right in, and what int8 leaves of it?                 |
-| lessons    | banking77, SNIPS | what do corrections, a local teacher's logits and DPO add to imitation of the log? |
+| lessons    | banking77, SNIPS | what do corrections, preferences, hard cases and a teacher's logits add?           |
 
 Golden questions never enter the home; only what is trained on and validated does. As golden questions are the holdout
 here, curation holds out 5 % of the traffic, not 25 %. Answers, feedback and noise of banking77's telemetry are
@@ -172,9 +172,9 @@ def students(workloads: list[str]) -> dict[str, Any]:
 
 
 def lessons(chosen: Chosen) -> None:
-    """The ablation: each row adds to the one before it. The local teacher is a student of another seed."""
+    """The ablation: one thing at a time is added to what people said. The local teacher is a student of another seed."""
     from tasks.distill import distill
-    from tasks.lessons import DPO, Logits
+    from tasks.lessons import DPO, KTO, Logits
     from tasks.quantize import CANDIDATES, quantize
 
     for name, options in plain(chosen.workloads).items():
@@ -197,9 +197,11 @@ def lessons(chosen: Chosen) -> None:
             spec = replace(options, seed=seed)
             learned("and corrections, thumbs and ratings", dataset, spec)
             learned("and DPO", dataset, replace(spec, prefer=DPO()))
+            learned("and KTO", dataset, replace(spec, prefer=KTO()))
+            learned("and hard cases four times", dataset, replace(spec, hard=4.0))
             with environment("FLYWHEEL_TEACHER", taught):
                 learned("and a teacher's logits", dataset, replace(spec, learn=Logits()))
-                learned("and both", dataset, replace(spec, learn=Logits(), prefer=DPO()))
+                learned("and logits and DPO", dataset, replace(spec, learn=Logits(), prefer=DPO()))
         summed(f"{name}, int8 of the seedling", found, len(asked))
 
 
