@@ -172,7 +172,7 @@ def students(workloads: list[str]) -> dict[str, Any]:
 
 
 def lessons(chosen: Chosen) -> None:
-    """The ablation: one thing at a time is added to what people said. The local teacher is a student of another seed."""
+    """The ablation: what is added to what people said. The local teacher is a student of another seed."""
     from tasks.distill import distill
     from tasks.lessons import DPO, KTO, Logits
     from tasks.quantize import CANDIDATES, quantize
