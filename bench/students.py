@@ -167,7 +167,7 @@ def plain(workloads: list[str]) -> dict[str, Any]:
 
 def students(workloads: list[str]) -> dict[str, Any]:
     """What the seedling, which knows few of their words, needs for real questions."""
-    more = {"banking77": {"epochs": 6, "embeddings": True, "word_dropout": 0.15}}
+    more = {"banking77": {"epochs": 8, "embeddings": True, "word_dropout": 0.15}}
     return {name: replace(options, **more.get(name, {})) for name, options in plain(workloads).items()}
 
 
