@@ -111,11 +111,12 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def meaning(message: dict[str, Any]) -> str:
     """An assistant message as canonical JSON: ids of calls, order and spacing of arguments do not matter."""
     calls = [call["function"] for call in message.get("tool_calls") or []]
-    said = [[function["name"], _parsed(function["arguments"])] for function in calls]
+    said = [[function["name"], parsed(function["arguments"])] for function in calls]
     return json.dumps([(message.get("content") or "").strip(), said], sort_keys=True)
 
 
-def _parsed(arguments: str) -> Any:
+def parsed(arguments: str) -> Any:
+    """A call's arguments; where they are no JSON, as they were written."""
     try:
         return json.loads(arguments)
     except (ValueError, RecursionError):

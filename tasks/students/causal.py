@@ -171,7 +171,7 @@ class Causal:
             )
         desk = Desk(dataset, rows, train, tokenizer, self.followed(dataset), self.seed, progress)
         with processes.main_process_first():  # what it writes, the others read
-            teach, adapted = self.learn.prepare(desk), self.adapted(dataset, work)
+            teach, adapted = self.learn.prepare(desk), self.adapted(dataset, work, train)
         trainer = Trainer(adapted.to(processes.device), self, work, teach, processes)
         trainer.run(train, validation, progress, self.vary(rows, train, tokenizer))
         return {
@@ -204,23 +204,28 @@ class Causal:
         """Where that lies which the adapter is put on: the base, or what is left of it."""
         return str(pruned(self.path, self.prune, dataset, work)) if self.prune else self.path
 
-    def adapted(self, dataset: "Dataset", work: Path) -> Any:
-        """The base with the adapter that training starts from."""
+    def adapted(self, dataset: "Dataset", work: Path, train: "list[Example] | None" = None) -> Any:
+        """The base with the adapter that training starts from.
+
+        Args:
+            train: The training rows, where they are encoded already.
+        """
         model, champion = load_model(self.put_on(dataset, work)), beginning(dataset, self).adapter
         model.name_or_path = self.path  # what the adapter names, and not a folder that goes when it is trained
         if champion:
             return go_on(model, self, champion, model_fingerprint(self.path))
-        return fresh(model, self, work, self.tokens(dataset))
+        return fresh(model, self, work, self.tokens(dataset, train))
 
-    def tokens(self, dataset: "Dataset") -> list[int]:
+    def tokens(self, dataset: "Dataset", train: "list[Example] | None") -> list[int]:
         """Whose embeddings are trained: what the training rows are made of, ascending."""
         from infra.engines.chat import load_tokenizer
         from tasks.training.examples import encode
 
         if not self.embeddings:
             return []
-        examples = encode(load_tokenizer(self.path), dataset.split("train"), self.max_length)
-        return sorted({token for example in examples for token in example.ids})
+        if train is None:
+            train = encode(load_tokenizer(self.path), dataset.split("train"), self.max_length)
+        return sorted({token for example in train for token in example.ids})
 
 
 def write(folder: Path, adapted: Any, tokenizer: Any, max_tokens: int) -> None:

@@ -79,10 +79,14 @@ def go_on(model: Any, spec: "Causal", champion: registry.Version, base: str) -> 
     config = PeftConfig.from_pretrained(champion.folder)
     manifest = json.loads((champion.folder / MANIFEST).read_text())
     kind = "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
-    theirs = {"adapter": kind, "rank": config.r, "alpha": config.lora_alpha, "targets": _last(config.target_modules)}
-    theirs["embeddings"] = bool(config.trainable_token_indices)
-    ours = {"adapter": spec.adapter, "rank": spec.rank, "alpha": spec.alpha, "targets": _last(layers(model, spec))}
-    ours["embeddings"] = spec.embeddings
+    theirs = {
+        "adapter": kind, "rank": config.r, "alpha": config.lora_alpha, "targets": _last(config.target_modules),
+        "embeddings": bool(config.trainable_token_indices),
+    }  # fmt: skip
+    ours = {
+        "adapter": spec.adapter, "rank": spec.rank, "alpha": spec.alpha, "targets": _last(layers(model, spec)),
+        "embeddings": spec.embeddings,
+    }  # fmt: skip
     differ = [f"{name} {theirs[name]} and not {ours[name]}" for name in ours if theirs[name] != ours[name]]
     if manifest["fingerprint"] != base:
         whose = f"{'a pruned ' if manifest.get('prune') else ''}{manifest['base']}"

@@ -5,13 +5,11 @@ A varied row is imitated, whatever the lesson: the teacher never saw it.
 
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any
 
 from tasks.training.examples import Example
-from tasks.training.mentions import Mentions
+from tasks.training.mentions import Mentions, Row
 from tasks.training.word_dropout import without
 
-Row = dict[str, Any]
 Vary = Callable[[int], Sequence[Example]]
 """Epoch → the examples that it sees."""
 Change = Callable[[int, int], Row | None]

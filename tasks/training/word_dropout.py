@@ -12,6 +12,8 @@ import re
 from random import Random
 from typing import Any
 
+from infra.database.policy import parsed
+
 Row = dict[str, Any]
 
 
@@ -41,14 +43,8 @@ def thinned(text: str, share: float, kept: set[str], rng: Random) -> str:
 
 def said(answer: Row) -> set[str]:
     """The words of an answer, and of what its calls are given."""
-    texts = [answer.get("content") or ""]
-    for call in answer.get("tool_calls") or []:
-        arguments = call["function"]["arguments"]
-        try:
-            texts.append(json.dumps(json.loads(arguments), ensure_ascii=False))
-        except ValueError:
-            texts.append(arguments)
-    return set(words(" ".join(texts)))
+    given = [parsed(call["function"]["arguments"]) for call in answer.get("tool_calls") or []]
+    return set(words(" ".join([answer.get("content") or "", *(json.dumps(one, ensure_ascii=False) for one in given)])))
 
 
 def words(text: str) -> list[str]:

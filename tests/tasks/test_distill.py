@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,27 @@ def test_the_teacher_s_logits_are_kept_with_the_dataset(dataset: str, student: d
     assert len(list(Path(frozen(dataset).path).glob("teacher-*.safetensors"))) == 1
 
 
+class Killed(Exception):
+    """What ends a run in the middle."""
+
+
+def in_step_3(stage: str) -> Callable[[int, int, str], None]:
+    """Progress that is the end of a run."""
+
+    def killed(done: int, total: int, what: str) -> None:
+        if what.startswith(stage) and done == 3:
+            raise Killed
+
+    return killed
+
+
+def made_again(dataset: str, spec: Causal, student: dict[str, Any]) -> dict[str, Any]:
+    """The student of a run that nobody ended, in the place of one that is there."""
+    with session() as db:
+        db.delete(db.get_one(Student, student["student_id"]))
+    return distill(dataset, spec)
+
+
 @pytest.mark.parametrize("prefer", [DPO(epochs=2), KTO(epochs=2)], ids=lambda prefer: prefer.name)
 def test_what_people_prefer_is_learned_after_the_lesson_and_a_killed_run_goes_on(dataset: str, prefer: Any) -> None:
     import torch
@@ -106,22 +127,13 @@ def test_what_people_prefer_is_learned_after_the_lesson_and_a_killed_run_goes_on
 
     spec = replace(SPEC, learn=Imitation(), max_steps=4, checkpoint_steps=2, prefer=prefer)
 
-    class Killed(Exception):
-        pass
-
-    def killed(done: int, total: int, what: str) -> None:
-        if what.startswith("prefer") and done == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        distill(dataset, spec, progress=killed)
+        distill(dataset, spec, progress=in_step_3("prefer"))
     seen: list[int] = []
     broken = distill(dataset, spec, progress=lambda done, total, what: seen.append(done))
     assert seen[0] == 3, "the lesson is not learned again, and the stage goes on after its checkpoint"
-    with session() as db:
-        db.delete(db.get_one(Student, broken["student_id"]))
     tensors = load_file(Path(broken["path"]) / "model.safetensors")
-    unbroken = distill(dataset, spec)
+    unbroken = made_again(dataset, spec, broken)
     assert unbroken == broken, "the report included"
     assert all(torch.equal(tensors[n], t) for n, t in load_file(Path(unbroken["path"]) / "model.safetensors").items())
     said = broken["prefer"]
@@ -137,21 +149,12 @@ def test_embeddings_of_the_traffic_s_tokens_are_learned_and_a_killed_run_ends_wi
 
     spec = replace(SPEC, learn=Imitation(), max_steps=4, checkpoint_steps=2, embeddings=True)
 
-    class Killed(Exception):
-        pass
-
-    def killed(done: int, total: int, what: str) -> None:
-        if done == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        distill(dataset, spec, progress=killed)
+        distill(dataset, spec, progress=in_step_3("distill"))
     broken = distill(dataset, spec)
     test_the_merged_student_is_the_base_with_its_adapter(bare, broken)
-    with session() as db:
-        db.delete(db.get_one(Student, broken["student_id"]))
     tensors = load_file(Path(broken["path"]) / "model.safetensors")
-    unbroken = load_file(Path(distill(dataset, spec)["path"]) / "model.safetensors")
+    unbroken = load_file(Path(made_again(dataset, spec, broken)["path"]) / "model.safetensors")
     assert all(bool((tensors[name] == unbroken[name]).all()) for name in unbroken)
     name = "model.embed_tokens.weight"
     moved = (tensors[name] != load_file(bare / "model.safetensors")[name]).any(1)
