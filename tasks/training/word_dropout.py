@@ -7,8 +7,8 @@ the word dropout of M. Iyyer et al., Deep Unordered Composition Rivals Syntactic
 A word that the answer says, too, is never left out: it may be what has to be copied. A question is never emptied.
 """
 
-import json
 import re
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -44,7 +44,18 @@ def thinned(text: str, share: float, kept: set[str], rng: Random) -> str:
 def said(answer: Row) -> set[str]:
     """The words of an answer, and of what its calls are given."""
     given = [parsed(call["function"]["arguments"]) for call in answer.get("tool_calls") or []]
-    return set(words(" ".join([answer.get("content") or "", *(json.dumps(one, ensure_ascii=False) for one in given)])))
+    return set(words(" ".join([answer.get("content") or "", *texts(given)])))
+
+
+def texts(value: Any) -> Iterator[str]:
+    """What is said in a JSON value, its keys included."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for one in value:
+            yield from texts(one)
+    else:
+        yield str(value)
 
 
 def words(text: str) -> list[str]:

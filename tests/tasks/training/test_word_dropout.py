@@ -37,6 +37,13 @@ def test_a_word_that_the_answer_says_stays(share: float, seed: int) -> None:
     assert question(before) == QUESTION, "the row itself stays"
 
 
+@pytest.mark.parametrize("value", ["12 Long Lane\nHilt", "C:\\new\\table", 'the "Old Oak"', "a\ttab"])
+def test_a_value_stays_however_json_writes_it(value: str) -> None:
+    for seed in range(40):
+        after = without(row(f"please send it to {value} at once", to=value, number=[9]), 0.9, Random(seed))
+        assert after is not None and value in question(after)
+
+
 def test_about_as_many_words_are_left_out_as_asked() -> None:
     said = "one two three four five six seven eight nine ten"
     left = [len(question(without(routed(said), 0.3, Random(n)) or routed(said)).split()) for n in range(400)]
